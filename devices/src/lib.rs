@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The device model: what a guest meets on its port and memory buses.
+//!
+//! A device knows offsets into its own window, never addresses; what it wants done to the machine
+//! it returns as an [`Effect`]. What it needs from the machine comes through the small traits of
+//! [`host`], so that nothing here knows KVM, vCPUs or threads. The machine (crate `vmm`) builds
+//! the devices, places them on a [`Bus`], applies their effects and saves their states.
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod bus;
+pub mod host;
+pub mod lifecycle;
+pub mod log;
+pub mod serial_port;
+pub mod uart16550;
+
+#[cfg(test)]
+mod testing;
+
+pub use access::{BusDevice, Effect};
+pub use bus::{Bus, BusError, Mmio, MmioBus, Pio, PioBus};
+pub use host::{IrqLine, SerialBackend};
+pub use lifecycle::{Quiesced, Save, SavedState};
+pub use serial_port::SerialPort;
+pub use uart16550::SerialPortState;
