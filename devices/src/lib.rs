@@ -7,8 +7,11 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod acpi_pm;
 pub mod bus;
+pub mod cmos_rtc;
 pub mod host;
+pub mod i8042;
 pub mod lifecycle;
 pub mod log;
 pub mod serial_port;
@@ -18,8 +21,11 @@ pub mod uart16550;
 mod testing;
 
 pub use access::{BusDevice, Effect};
+pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use bus::{Bus, BusError, Mmio, MmioBus, Pio, PioBus};
+pub use cmos_rtc::{CmosRtc, CmosRtcState};
 pub use host::{IrqLine, SerialBackend};
+pub use i8042::I8042;
 pub use lifecycle::{Quiesced, Save, SavedState};
 pub use serial_port::SerialPort;
 pub use uart16550::SerialPortState;
