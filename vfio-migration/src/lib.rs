@@ -7,6 +7,11 @@
     clippy::cast_possible_wrap
 )]
 
+mod device;
+mod kernel;
 pub mod state;
+mod sys;
 
+pub use device::{DataFd, IovaRange, MigrationIo, PrecopyInfo};
+pub use kernel::{KernelData, KernelDevice};
 pub use state::{FdEffect, MigFlags, MigState, UnknownState, next_hop, path};
