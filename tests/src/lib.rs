@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Harness of the integration tests: builds the bare-metal guest from `resources/guest`, finds the `dormouse`
+//! binary, runs VMs from a JSON config and reads what guest and VMM print, always with a deadline.
+//!
+//! The tests themselves are in `tests/tests/`, one behaviour each. A test that this host cannot run calls
+//! [`not_run::not_run`] and returns: it counts as neither pass nor failure.
+
+#![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod not_run;
+
+pub use guest::GuestImages;
+pub use not_run::kvm_guest;
