@@ -57,7 +57,7 @@ void cmd_initrd(void);
 
 /* memory.c */
 void *map_physical(u64 address);
-void cmd_memory(void);
+void cmd_memory(u64 stride_mib);
 void cmd_fill(u64 mib);
 void cmd_verify(u64 mib);
 

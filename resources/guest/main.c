@@ -1,7 +1,7 @@
 /* The test guest: runs the words of its command line in order, then powers off. Words it does not know are
  * ignored, so that ordinary kernel parameters may be present.
  *
- *   memmap memory fill=MIB verify=MIB initrd      memory as the boot protocol describes it, and its contents
+ *   memmap memory=STRIDE fill=MIB verify=MIB initrd   memory as the boot protocol describes it, and its contents
  *   acpi cpuid rtc clock                          tables, CPU identity and clocks
  *   interrupts echo flood=KIB stringio            LAPIC timer, IOAPIC and the serial port (echo ends at Ctrl-D)
  *   smp smp-work                                  start the other CPUs, once or for ever counting
@@ -94,7 +94,7 @@ static int run_word(const char *word)
 {
     u64 n;
     if (word_value(word, "memmap", 0)) cmd_memmap();
-    else if (word_value(word, "memory", 0)) cmd_memory();
+    else if (n = 2, word_value(word, "memory", &n)) cmd_memory(n);
     else if (n = 16, word_value(word, "fill", &n)) cmd_fill(n);
     else if (n = 16, word_value(word, "verify", &n)) cmd_verify(n);
     else if (word_value(word, "initrd", 0)) cmd_initrd();

@@ -60,8 +60,8 @@ static u64 visit(int check, u64 address)
     return 1;
 }
 
-/* Writes or checks the first and the last 8 bytes of each 2 MiB of RAM; returns how many places. */
-static u64 sweep(int check)
+/* Writes or checks the first and the last 8 bytes of each `stride` of RAM; returns how many places. */
+static u64 sweep(int check, u64 stride)
 {
     u64 places = 0;
     bad_places = high_places = 0;
@@ -71,7 +71,7 @@ static u64 sweep(int check)
         if (range->type != RAM)
             continue;
         for (u64 start = first_usable(range); start + 16 <= end; start = next) {
-            next = (start | (2 * MIB - 1)) + 1;
+            next = (start / stride + 1) * stride;
             if (next > end)
                 next = end;
             places += visit(check, start) + visit(check, next - 8);
@@ -80,9 +80,10 @@ static u64 sweep(int check)
     return places;
 }
 
-void cmd_memory(void)
+void cmd_memory(u64 stride_mib)
 {
-    u64 written = sweep(0), checked = sweep(1);
+    u64 stride = (stride_mib ? stride_mib : 1) * MIB;
+    u64 written = sweep(0, stride), checked = sweep(1, stride);
     print("memory=%s mem=%d places=%d above4g=%d bad=%d\n", bad_places || written != checked ? "bad" : "ok", ram_total(),
           checked, high_places, bad_places);
 }

@@ -6,8 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod binary;
+pub mod capture;
+pub mod config;
 pub mod guest;
 pub mod not_run;
+pub mod vm;
 
+pub use capture::Capture;
+pub use config::{Serial, VmConfig};
 pub use guest::GuestImages;
 pub use not_run::kvm_guest;
+pub use vm::{Exit, TestVm};

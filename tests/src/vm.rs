@@ -1,0 +1,289 @@
+//! A VM under test: a `dormouse run` process with a directory of its own, whose output and end are waited for with
+//! deadlines, and which dies with its owner.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::binary::dormouse;
+use crate::capture::Capture;
+use crate::config::{Serial, VmConfig};
+
+/// For everything that a working VM does at once. Long, since test hosts are small and busy.
+pub const SOON: Duration = Duration::from_secs(30);
+/// For what the error output must say within a second, on a slow host and with a debug build.
+pub const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A running `dormouse run`.
+#[derive(Debug)]
+pub struct TestVm {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    serial_file: Capture,
+    stdout: Capture,
+    stderr: Capture,
+    serial: Serial,
+    dir: TempDir,
+}
+
+/// How a VMM ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// Exit status.
+    pub status: ExitStatus,
+    /// All that it wrote to standard error.
+    pub stderr: String,
+    /// From the start of waiting to the end.
+    pub waited: Duration,
+}
+
+impl TestVm {
+    /// Writes the config and starts the VMM on it, standard input and output being pipes.
+    pub fn start(config: &VmConfig) -> Self {
+        Self::start_with(config, |_| ())
+    }
+
+    /// As [`TestVm::start`], with standard input and output on the slave of a pseudo-terminal.
+    pub fn start_on_terminal(config: &VmConfig, terminal: &OwnedFd) -> Self {
+        Self::start_with(config, |command| {
+            let clone = || terminal.try_clone().expect("a file descriptor is free");
+            command.stdin(clone()).stdout(clone());
+        })
+    }
+
+    fn start_with(config: &VmConfig, adjust: impl FnOnce(&mut Command)) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let mut json = config.json.clone();
+        json["serial"] = config.serial_json(dir.path());
+        let config_path = dir.path().join("vm.json");
+        fs::write(&config_path, json.to_string()).expect("the config can be written");
+        let mut command = Command::new(dormouse());
+        command.arg("run").arg("--config").arg(&config_path);
+        if config.api_socket {
+            command.arg("--api-socket").arg(dir.path().join("api.sock"));
+        }
+        command
+            .args(&config.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        adjust(&mut command);
+        let mut child = command.spawn().expect("the binary can be started");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        let stdout = child.stdout.take().map(Capture::stream);
+        Self {
+            stdin: child.stdin.take(),
+            stdout: stdout.unwrap_or_else(|| Capture::stream(io::empty())),
+            stderr: Capture::stream(stderr),
+            serial_file: Capture::file(dir.path().join("serial.log")),
+            serial: config.serial,
+            child,
+            dir,
+        }
+    }
+
+    /// Directory with the VM's config, serial file and sockets; gone with the value.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Process id of the VMM.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Path of the API socket, which is there only for a config [`with_api`](VmConfig::with_api).
+    pub fn api_socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    /// What the guest printed, where the serial port is a file or standard output.
+    pub fn console(&self) -> &Capture {
+        if self.serial == Serial::File {
+            &self.serial_file
+        } else {
+            &self.stdout
+        }
+    }
+
+    /// What the VMM wrote to standard error.
+    pub fn stderr(&self) -> &Capture {
+        &self.stderr
+    }
+
+    /// What the VMM wrote to standard output.
+    pub fn stdout(&self) -> &Capture {
+        &self.stdout
+    }
+
+    /// The guest's first line that contains `needle`.
+    ///
+    /// # Panics
+    /// When it does not come in time, with all that was printed.
+    pub fn expect(&self, needle: &str) -> String {
+        self.expect_in(self.console(), needle)
+    }
+
+    /// As [`TestVm::expect`], for output captured elsewhere (a socket, a pseudo-terminal).
+    ///
+    /// # Panics
+    /// As [`TestVm::expect`].
+    pub fn expect_in(&self, console: &Capture, needle: &str) -> String {
+        console.line(SOON, needle).unwrap_or_else(|text| {
+            panic!(
+                "no line with {needle:?} came.\n--- guest:\n{}\n--- stderr:\n{}",
+                tail(&text),
+                self.stderr.text()
+            )
+        })
+    }
+
+    /// Writes to the VMM's standard input, when that is a pipe.
+    ///
+    /// # Panics
+    /// When it is not, or is closed.
+    pub fn type_in(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("standard input is a pipe");
+        stdin.write_all(bytes).expect("standard input is read");
+        stdin.flush().expect("standard input is read");
+    }
+
+    /// Connects to the serial port's socket as soon as it is there.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn connect_serial(&self) -> UnixStream {
+        connect(&self.dir.path().join("serial.sock"))
+    }
+
+    /// Sends a signal to the VMM.
+    ///
+    /// # Panics
+    /// When it has ended already.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the VMM runs");
+    }
+
+    /// Whether the VMM still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Runs `dormouse ctl` with `arguments` on this VM.
+    ///
+    /// # Panics
+    /// When the binary cannot be started.
+    pub fn ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(dormouse())
+            .arg("ctl")
+            .arg("--api-socket")
+            .arg(self.api_socket())
+            .args(arguments)
+            .output()
+            .expect("the binary can be started")
+    }
+
+    /// Waits for the VMM's end.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn wait(&mut self) -> Exit {
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                break status;
+            }
+            assert!(
+                begin.elapsed() < SOON,
+                "the VMM does not end.\n--- guest:\n{}\n--- stderr:\n{}",
+                tail(&self.console().text()),
+                self.stderr.text()
+            );
+            thread::sleep(Duration::from_millis(2));
+        };
+        // The reader thread may still hold the last lines.
+        thread::sleep(Duration::from_millis(20));
+        Exit {
+            status,
+            stderr: self.stderr.text(),
+            waited: begin.elapsed(),
+        }
+    }
+
+    /// Waits for the end that follows a guest's power-off.
+    ///
+    /// # Panics
+    /// When the VMM does not end in time or not with exit status 0, or the guest's power-off did nothing.
+    pub fn wait_powered_off(&mut self) -> Exit {
+        let exit = self.wait();
+        assert!(exit.status.success(), "{exit:?}");
+        assert!(!self.console().text().contains("had no effect"));
+        exit
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        // Both fail harmlessly for a VMM that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Exit {
+    /// Checks the shape of a failure: non-zero exit by itself, one `error:` line that names `nouns`, no panic.
+    ///
+    /// # Panics
+    /// When the shape is another.
+    pub fn assert_failure(&self, nouns: &[&str]) {
+        assert!(
+            self.status.code().is_some_and(|code| code != 0) && self.status.signal().is_none(),
+            "{self:?}"
+        );
+        let errors: Vec<_> = self
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .collect();
+        assert_eq!(errors.len(), 1, "one chain of reasons: {self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+        let chain = errors[0].to_lowercase();
+        for noun in nouns {
+            assert!(
+                chain.contains(&noun.to_lowercase()),
+                "{noun:?} is not named: {}",
+                self.stderr
+            );
+        }
+    }
+}
+
+/// Connects to a Unix socket as soon as somebody listens there.
+///
+/// # Panics
+/// When that takes too long.
+pub fn connect(path: &Path) -> UnixStream {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{path:?}: {error}"),
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The end of a long text.
+fn tail(text: &str) -> &str {
+    let start = text.len().saturating_sub(4000);
+    &text[text.ceil_char_boundary(start)..]
+}
