@@ -1,0 +1,190 @@
+# The shell library of lab tests, for busybox sh in L1. It runs on a host with /dev/kvm as well: LAB, RUN and DORMOUSE
+# say where the kernel, the scratch files and the binary are.
+LAB=${LAB:-/lab}
+RUN=${RUN:-/tmp/lab}
+DORMOUSE=${DORMOUSE:-dormouse}
+PATIENCE=$(sed -n 's/.*lab_patience=\([0-9]*\).*/\1/p' /proc/cmdline)
+PATIENCE=${PATIENCE:-1}
+mkdir -p "$RUN"
+
+# --- verdicts: the first one counts, and nothing runs after it
+
+verdict() {
+    echo "$*" > "$RUN/verdict"
+    echo "LAB-RESULT $*"
+    stop_all
+    exit 0
+}
+pass() { verdict pass; }
+notrun() { verdict "notrun: $*"; }
+fail() {
+    for log in "$RUN"/*.serial "$RUN"/*.out; do
+        [ -s "$log" ] && { echo "--- last lines of $log"; tail -n 12 "$log"; }
+    done
+    verdict "fail: $*"
+}
+say() { echo "lab: $*"; }
+step() { echo "lab: [$(cut -d' ' -f1 /proc/uptime)] $*"; }
+
+# --- waiting
+
+seconds() { cut -d. -f1 /proc/uptime; }
+nap() { usleep 200000 2>/dev/null || sleep 0.2; }
+
+# wait_until SECONDS COMMAND…: runs the command until it succeeds or the time is over.
+wait_until() {
+    until_deadline=$(($(seconds) + $1 * PATIENCE))
+    shift
+    until "$@"; do
+        [ "$(seconds)" -lt "$until_deadline" ] || return 1
+        nap
+    done
+}
+
+# count FILE PATTERN: how many lines match.
+count() { grep -cE "$2" "$1" 2>/dev/null || true; }
+
+seen_times() { [ "$(count "$1" "$2")" -ge "$3" ] || vm_gone; }
+# expect NAME PATTERN SECONDS [TIMES]: the VM's serial file must show it, and the VM must live until it does.
+expect() {
+    wait_until "$3" seen_times "$RUN/$1.serial" "$2" "${4:-1}" || fail "$1: no \"$2\" within $3 s"
+    [ "$(count "$RUN/$1.serial" "$2")" -ge "${4:-1}" ] || fail "$1: dormouse ended before \"$2\""
+}
+# refuse NAME PATTERN: the VM's serial file must not show it.
+refuse() { [ "$(count "$RUN/$1.serial" "$2")" -eq 0 ] || fail "$1: saw \"$(grep -E "$2" "$RUN/$1.serial" | head -n 1)\""; }
+
+assert() { # REASON COMMAND…
+    assert_reason=$1
+    shift
+    "$@" || fail "$assert_reason"
+}
+assert_equal() { [ "$2" = "$3" ] || fail "$1: expected \"$2\", got \"$3\""; }
+assert_between() { [ "$2" -le "$3" ] && [ "$3" -le "$4" ] || fail "$1: $3 is not between $2 and $4"; }
+
+# --- virtual machines
+
+# vm_config NAME CPUS MIB KERNEL WORDS [DEVICES]: writes NAME.json; WORDS go to L2's command line.
+vm_config() {
+    config_devices=${6:-}
+    cat > "$RUN/$1.json" <<END
+{
+  "cpus": {"boot_vcpus": $2, "max_vcpus": $2},
+  "memory": {"size": $(($3 * 1048576))},
+  "payload": {
+    "kernel": "$LAB/$4",
+    "initramfs": "$LAB/l2.cpio",
+    "cmdline": "console=ttyS0 quiet panic=-1 mitigations=off ${5}"
+  },
+  "serial": ${SERIAL:-"{\"mode\": \"File\", \"file\": \"$RUN/$1.serial\"}"},
+  "console": {"mode": "Off"}${config_devices:+,
+  "devices": [$config_devices]}
+}
+END
+}
+
+VM_PID=
+# start NAME ARGUMENTS…: runs dormouse in the background; what it prints goes to NAME.out.
+start() {
+    start_name=$1
+    shift
+    rm -f "$RUN/$start_name.exit"
+    "$DORMOUSE" "$@" > "$RUN/$start_name.out" 2>&1 < /dev/null &
+    VM_PID=$!
+    step "dormouse $* (pid $VM_PID)"
+}
+# run_vm NAME [ARGUMENTS…]: boots NAME.json, with an API socket at NAME.sock.
+run_vm() {
+    run_name=$1
+    shift
+    start "$run_name" run --config "$RUN/$run_name.json" --api-socket "$RUN/$run_name.sock" "$@"
+}
+ctl() { # NAME VERB…
+    ctl_name=$1
+    shift
+    "$DORMOUSE" ctl --api-socket "$RUN/$ctl_name.sock" "$@"
+}
+vm_gone() { ! kill -0 "$VM_PID" 2>/dev/null; }
+# expect_exit NAME STATUS SECONDS: the process must end by itself with this status.
+expect_exit() {
+    wait_until "$3" vm_gone || fail "$1: dormouse still runs after $3 s"
+    exit_status=0
+    wait "$VM_PID" || exit_status=$?
+    step "$1: exit status $exit_status"
+    VM_PID=
+    assert_equal "$1: exit status" "$2" "$exit_status"
+}
+stop_all() {
+    if [ -n "$VM_PID" ] && kill -0 "$VM_PID" 2>/dev/null; then
+        kill "$VM_PID"
+        wait_until 3 vm_gone || kill -9 "$VM_PID"
+    fi
+    VM_PID=
+}
+
+need_kvm() { [ -c /dev/kvm ] || notrun "this L1 has no /dev/kvm: $(cat /tmp/lab/insmod.log 2>/dev/null | head -n 1)"; }
+
+# check_greeting NAME CPUS MIB [SINCE]: what the guest said it sees is what the config gave it.
+check_greeting() {
+    greeting=$(grep 'L2 READY' "$RUN/$1.serial" | tail -n 1 | tr -d '\r')
+    greeting_cpus=$(echo "$greeting" | sed 's/.*cpus=\([0-9]*\).*/\1/')
+    greeting_kib=$(echo "$greeting" | sed 's/.*mem=\([0-9]*\)kB.*/\1/')
+    assert_equal "CPUs that the guest sees" "$2" "$greeting_cpus"
+    # The kernel keeps a share for itself: its image, page structures, the crash area.
+    assert_between "KiB that the guest sees" $(($3 * 1024 * 80 / 100 - 65536)) "$greeting_kib" $(($3 * 1024))
+    for table in APIC DSDT FACP MCFG; do
+        assert "the guest has no ACPI table $table" grep -qE "L2 acpi .*$table" "$RUN/$1.serial"
+    done
+    assert "the guest has no PCI root at 00:00.0" grep -q 'L2 pci 0000:00:00.0' "$RUN/$1.serial"
+}
+
+# --- VFIO
+
+# mtty_create UUID: a mediated serial device with two ports; its path is printed.
+mtty_create() {
+    echo "$1" > /sys/class/mdev_bus/mtty/mdev_supported_types/mtty-2/create || return 1
+    echo "/sys/bus/mdev/devices/$1"
+}
+mtty_remove() { echo 1 > "/sys/bus/mdev/devices/$1/remove"; }
+
+# pci_with_class CLASS [N]: the address of the Nth function whose class begins so, e.g. 0x0108 for NVMe.
+pci_with_class() {
+    for function in /sys/bus/pci/devices/*; do
+        case $(cat "$function/class") in "$1"*) echo "${function##*/}" ;; esac
+    done | sed -n "${2:-1}p"
+}
+pci_with_id() { # VENDOR DEVICE
+    for function in /sys/bus/pci/devices/*; do
+        [ "$(cat "$function/vendor") $(cat "$function/device")" = "$1 $2" ] && echo "${function##*/}"
+    done | head -n 1
+}
+# vfio_bind BDF: gives the function to vfio-pci.
+vfio_bind() {
+    bind_function=/sys/bus/pci/devices/$1
+    [ -e "$bind_function" ] || return 1
+    [ -e "$bind_function/driver" ] && echo "$1" > "$bind_function/driver/unbind"
+    echo vfio-pci > "$bind_function/driver_override"
+    echo "$1" > /sys/bus/pci/drivers_probe
+    [ "$(basename "$(readlink "$bind_function/driver")")" = vfio-pci ]
+}
+
+# --- whole stories
+
+# boot_cycle CPUS MIB KERNEL: boots, checks the machine, reboots inside the process, powers off, exit status 0.
+boot_cycle() {
+    need_kvm
+    vm_config vm "$1" "$2" "$3" lab=reboot-once
+    run_vm vm
+    cycle_pid=$VM_PID
+    expect vm 'L2 READY' 60
+    expect vm 'L2 waits for its host' 10
+    check_greeting vm "$1" "$2"
+    step "first greeting"
+    date -s '2040-01-01 00:00' > /dev/null
+    expect vm 'L2 REBOOTS' 20
+    expect vm 'L2 READY' 60 2
+    assert "another process took over" kill -0 "$cycle_pid"
+    step "second greeting"
+    expect vm 'L2 POWERS OFF' 30
+    expect_exit vm 0 20
+    check_greeting vm "$1" "$2"
+}
