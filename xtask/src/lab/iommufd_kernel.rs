@@ -1,0 +1,63 @@
+//! The second L1 kernel: small, with iommufd, VFIO cdevs and VFIO debugfs, which the distribution's kernel lacks.
+//!
+//! Built once from the distribution's kernel source and `resources/lab/iommufd-kernel.config`; about six minutes on
+//! two cores.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use crate::error::Error;
+use crate::lab::assets::Assets;
+use crate::lab::{host_tools, mtty};
+use crate::process;
+use crate::stamp::{self, Key};
+
+/// The built kernel.
+pub struct IommufdKernel {
+    /// The bzImage.
+    pub image: PathBuf,
+    /// Its only modules, in load order: mdev and mtty.
+    pub modules: Vec<PathBuf>,
+}
+
+impl IommufdKernel {
+    /// Builds it unless it is there.
+    pub fn prepare(assets: &Assets, sources: &Path) -> Result<IommufdKernel, Error> {
+        let config = sources.join("iommufd-kernel.config");
+        let tree = assets.directory.join("iommufd-kernel");
+        let key = Key::default()
+            .file(&config)?
+            .large_file(&assets.source_package)?;
+        stamp::once(assets.directory.join("iommufd-kernel.stamp"), &key, || {
+            host_tools::for_kernel_build()?;
+            println!("lab: building the iommufd kernel (minutes; once)");
+            build(assets, &config, &tree)
+        })?;
+        let modules =
+            ["drivers/vfio/mdev/mdev.ko", "samples/vfio-mdev/mtty.ko"].map(|path| tree.join(path));
+        Ok(IommufdKernel {
+            image: tree.join("arch/x86/boot/bzImage"),
+            modules: modules.into(),
+        })
+    }
+}
+
+fn build(assets: &Assets, config: &Path, tree: &Path) -> Result<(), Error> {
+    if tree.exists() {
+        fs::remove_dir_all(tree).map_err(Error::file("remove", tree))?;
+    }
+    fs::create_dir_all(tree).map_err(Error::file("create", tree))?;
+    mtty::extract_source(&assets.source_package, "*", 1, tree)?;
+    make(tree, &["tinyconfig"])?;
+    let mut merge = Command::new("scripts/kconfig/merge_config.sh");
+    process::run(merge.args(["-m", ".config"]).arg(config).current_dir(tree))?;
+    make(tree, &["olddefconfig"])?;
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    make(tree, &[&format!("-j{jobs}"), "bzImage", "modules"])
+}
+
+fn make(tree: &Path, arguments: &[&str]) -> Result<(), Error> {
+    process::run(Command::new("make").arg("-C").arg(tree).args(arguments)).map(drop)
+}

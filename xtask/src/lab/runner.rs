@@ -1,0 +1,286 @@
+//! Runs lab tests: packs an L1 for each, boots it, waits for its verdict, keeps its logs.
+//!
+//! L1 prints `LAB-RESULT pass|fail|notrun: reason` on its console; silence until the deadline is a failure.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::lab::assets::Assets;
+use crate::lab::initramfs::{self, L1};
+use crate::lab::iommufd_kernel::IommufdKernel;
+use crate::lab::qemu::{Console, Machine};
+use crate::lab::scenario::{Device, KernelKind, Scenario};
+use crate::process;
+
+const POLL: Duration = Duration::from_millis(100);
+/// How long QEMU may take to end after the verdict: L1 hands out its logs in that time.
+const GRACE: Duration = Duration::from_secs(20);
+/// Modules of every L1 on the distribution's kernel.
+const L1_MODULES: [&str; 6] = [
+    "kvm-amd",
+    "vfio_iommu_type1",
+    "vfio-pci",
+    "tun",
+    "vhost_net",
+    "mdev",
+];
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    Fail(String),
+    NotRun(String),
+}
+
+/// What tests run on.
+pub struct Bench<'a> {
+    pub assets: &'a Assets,
+    /// The second kernel, when it has been built.
+    pub iommufd: Option<&'a IommufdKernel>,
+    /// The lab's sources.
+    pub sources: &'a Path,
+    /// The binary under test.
+    pub binary: Option<&'a Path>,
+    /// Every deadline is multiplied by this.
+    pub patience: f64,
+    /// Lines of the console to pass on as they come, for the demo.
+    pub narrate: Option<&'a str>,
+}
+
+impl Bench<'_> {
+    /// Runs one test to its verdict.
+    pub fn run(&self, scenario: &Scenario) -> Result<Verdict, Error> {
+        let logs = self.assets.directory.join("logs").join(&scenario.name);
+        if logs.exists() {
+            fs::remove_dir_all(&logs).map_err(Error::file("remove", &logs))?;
+        }
+        fs::create_dir_all(&logs).map_err(Error::file("create", &logs))?;
+        let Some((kernel, modules)) = self.kernel(scenario)? else {
+            return Ok(Verdict::NotRun(
+                "the iommufd kernel is only built with --full".to_string(),
+            ));
+        };
+        let initramfs = logs.join("l1.cpio");
+        self.pack(scenario, &modules, &initramfs)?;
+        let (console, handout) = (logs.join("console.log"), logs.join("handout.tar"));
+        let machine = Machine {
+            kernel: &kernel,
+            initramfs: &initramfs,
+            words: &format!(
+                "lab_test={} lab_patience={}",
+                scenario.name,
+                self.patience.ceil()
+            ),
+            memory_mib: scenario.memory_mib,
+            vcpus: scenario.vcpus,
+            devices: &scenario.devices,
+            scratch: &logs,
+            console: Console::Files {
+                console: &console,
+                handout: &handout,
+            },
+        };
+        let mut command = machine.command()?;
+        let errors = logs.join("qemu.log");
+        let errors = File::create(&errors).map_err(Error::file("create", &errors))?;
+        command.stdin(Stdio::null()).stderr(errors);
+        let qemu = command
+            .spawn()
+            .map_err(|source| process::start_error(&command, source))?;
+        let verdict = self.watch(
+            Running(qemu),
+            &console,
+            Duration::from_secs(scenario.timeout_s),
+        );
+        self.tidy(&logs, &verdict);
+        Ok(verdict)
+    }
+
+    /// Packs an L1 for this scenario at `to`.
+    pub fn pack(&self, scenario: &Scenario, modules: &[PathBuf], to: &Path) -> Result<(), Error> {
+        let files: Vec<(String, PathBuf)> = scenario
+            .files
+            .iter()
+            .map(|name| (format!("/lab/{name}"), self.assets.directory.join(name)))
+            .collect();
+        let script = scenario
+            .script
+            .is_file()
+            .then_some(scenario.script.as_path());
+        let l1 = L1 {
+            binary: self.binary,
+            script,
+            modules,
+            files: &files,
+        };
+        initramfs::pack_l1(self.assets, self.sources, &l1, to)
+    }
+
+    /// The kernel a scenario boots and the modules it loads, in order.
+    pub fn kernel(&self, scenario: &Scenario) -> Result<Option<(PathBuf, Vec<PathBuf>)>, Error> {
+        match scenario.kernel {
+            KernelKind::Debian => {
+                let extra = scenario.modules.iter().map(String::as_str);
+                let names: Vec<&str> = L1_MODULES.into_iter().chain(extra).collect();
+                let mut modules = self.assets.modules.load_order(&names)?;
+                modules.push(self.assets.mtty.clone());
+                Ok(Some((self.assets.vmlinuz.clone(), modules)))
+            }
+            KernelKind::Iommufd => Ok(self
+                .iommufd
+                .map(|kernel| (kernel.image.clone(), kernel.modules.clone()))),
+        }
+    }
+
+    fn watch(&self, mut qemu: Running, console: &Path, timeout: Duration) -> Verdict {
+        let deadline = Instant::now() + timeout.mul_f64(self.patience);
+        let mut narrated = 0;
+        loop {
+            let text = fs::read(console).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            narrated = self.narrate(&text, narrated);
+            if let Some(verdict) = verdict(&text) {
+                qemu.finish(GRACE);
+                return verdict;
+            }
+            if qemu.ended() {
+                return verdict_at_end(console);
+            }
+            if Instant::now() > deadline {
+                let last = text
+                    .lines()
+                    .rev()
+                    .find(|line| !line.trim().is_empty())
+                    .unwrap_or("nothing")
+                    .to_string();
+                return Verdict::Fail(format!(
+                    "no verdict within {:?}; last line: {last}",
+                    timeout.mul_f64(self.patience)
+                ));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Prints the complete lines behind the first `already` that carry the narrator's mark.
+    fn narrate(&self, text: &str, already: usize) -> usize {
+        let Some(mark) = self.narrate else { return 0 };
+        let complete = text.matches('\n').count();
+        for line in text.lines().take(complete).skip(already) {
+            if let Some((_, told)) = line.trim_end().split_once(mark) {
+                println!("{told}");
+            }
+        }
+        complete
+    }
+
+    /// Keeps logs; the large files are only of use when something has to be looked into.
+    fn tidy(&self, logs: &Path, verdict: &Verdict) {
+        let mut tar = Command::new("tar");
+        tar.arg("--extract")
+            .arg("--file")
+            .arg(logs.join("handout.tar"))
+            .arg("--directory")
+            .arg(logs);
+        let unpacked = process::capture(&mut tar).is_ok_and(|output| output.status.success());
+        let mut litter = vec!["nvme0.img", "nvme1.img"];
+        if unpacked {
+            litter.push("handout.tar");
+        }
+        if !matches!(verdict, Verdict::Fail(_)) {
+            litter.push("l1.cpio");
+        }
+        for name in litter {
+            // Most runs have no such file, and a leftover does no harm.
+            let _ = fs::remove_file(logs.join(name));
+        }
+    }
+}
+
+/// The devices that a shell gets: all of them, so that a person can try things.
+pub const ALL_DEVICES: [Device; 4] = [Device::Nvme, Device::Edu, Device::E1000e, Device::Mtty];
+
+/// QEMU while it runs; it does not outlive the test.
+struct Running(Child);
+
+impl Running {
+    fn ended(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(Some(_)))
+    }
+
+    fn finish(&mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        while !self.ended() && Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn verdict_at_end(console: &Path) -> Verdict {
+    let text = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    verdict(&text).unwrap_or_else(|| {
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("nothing");
+        Verdict::Fail(format!("L1 ended without a verdict; last line: {last}"))
+    })
+}
+
+/// The verdict in a console's text, if its line is complete.
+fn verdict(text: &str) -> Option<Verdict> {
+    let (_, rest) = text.split_once("LAB-RESULT ")?;
+    let (line, _) = rest.split_once('\n')?;
+    let (word, reason) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
+    let reason = reason.trim().to_string();
+    Some(match word {
+        "pass" => Verdict::Pass,
+        "notrun" => Verdict::NotRun(reason),
+        _ => Verdict::Fail(if reason.is_empty() {
+            "no reason given".to_string()
+        } else {
+            reason
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdict_needs_a_complete_line() {
+        assert_eq!(verdict("boot\nLAB-RESULT pass"), None);
+        assert_eq!(
+            verdict("boot\r\nLAB-RESULT pass\r\nmore"),
+            Some(Verdict::Pass)
+        );
+        assert_eq!(
+            verdict("[1.0] LAB-RESULT notrun: no kvm\r\n"),
+            Some(Verdict::NotRun("no kvm".into()))
+        );
+        assert_eq!(
+            verdict("LAB-RESULT fail: a: b\n"),
+            Some(Verdict::Fail("a: b".into()))
+        );
+        assert_eq!(
+            verdict("LAB-RESULT garbage\n"),
+            Some(Verdict::Fail("no reason given".into()))
+        );
+    }
+}
