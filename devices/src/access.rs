@@ -5,6 +5,8 @@
 //! be ignored. Whatever an access asks of the machine comes back as an [`Effect`], which the
 //! machine applies once the device's lock is free too.
 
+use dormouse_pci::{Bdf, ConfigEffect};
+
 /// A device on a [`Bus`](crate::Bus).
 pub trait BusDevice: Send + Sync {
     /// Reads `data.len()` bytes at `offset` into the window. Total: a bad access reads all-ones.
@@ -24,4 +26,11 @@ pub enum Effect {
     Reset,
     /// The guest powers its machine off.
     Shutdown,
+    /// The guest reprogrammed a PCI function.
+    Pci {
+        /// The function.
+        bdf: Bdf,
+        /// What to do about it, in this order. Never empty.
+        changes: Vec<ConfigEffect>,
+    },
 }

@@ -15,6 +15,7 @@ pub mod host;
 pub mod i8042;
 pub mod lifecycle;
 pub mod log;
+pub mod pci_host;
 pub mod serial_port;
 pub mod uart16550;
 
@@ -29,5 +30,6 @@ pub use console::{Console, ConsoleError, ConsoleMode, ConsoleSubscriber, restore
 pub use host::{IrqLine, SerialBackend};
 pub use i8042::I8042;
 pub use lifecycle::{Quiesced, Save, SavedState};
+pub use pci_host::{PciConfigPorts, PciEcam};
 pub use serial_port::SerialPort;
 pub use uart16550::SerialPortState;
