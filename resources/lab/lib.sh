@@ -90,6 +90,7 @@ start() {
     rm -f "$RUN/$start_name.exit"
     "$DORMOUSE" "$@" > "$RUN/$start_name.out" 2>&1 < /dev/null &
     VM_PID=$!
+    echo "$VM_PID" > "$RUN/pid"
     step "dormouse $* (pid $VM_PID)"
 }
 # run_vm NAME [ARGUMENTS…]: boots NAME.json, with an API socket at NAME.sock.

@@ -3,10 +3,12 @@
 //! One file per verb. Nothing here is part of Dormouse itself: these verbs build it, run it on real kernels
 //! in the lab, measure it, and show it to people. `.ci/run` is `cargo xtask test`.
 
+mod demo;
 mod error;
 mod lab;
 mod process;
 mod stamp;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -29,6 +31,10 @@ enum Verb {
     /// Real kernels, real KVM and real VFIO drivers under emulation.
     #[command(subcommand)]
     Lab(lab::Verb),
+    /// Everything: style, documentation, all tests, the lab.
+    Test(test::Options),
+    /// The main job on real Linux, told step by step.
+    Demo(demo::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,5 +51,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb, workspace: &Workspace) -> Result<ExitCode, Error> {
     match verb {
         Verb::Lab(verb) => lab::run(verb, workspace),
+        Verb::Test(options) => test::run(&options, workspace),
+        Verb::Demo(options) => demo::run(&options, workspace),
     }
 }

@@ -101,6 +101,11 @@ impl Assets {
         Ok(assets)
     }
 
+    /// Where the logs of a run are kept.
+    pub fn logs(&self, name: &str) -> PathBuf {
+        self.directory.join("logs").join(name)
+    }
+
     fn pack_l2(&mut self, workspace: &Workspace) -> Result<(), Error> {
         let init = workspace.lab_sources().join("l2-init");
         let order = self.modules.load_order(&initramfs::L2_MODULES)?;

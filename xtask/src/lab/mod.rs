@@ -29,16 +29,17 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::error::Error;
+use crate::lab::iommufd_kernel::IommufdKernel;
 use crate::lab::qemu::{Console, Machine};
-use crate::lab::runner::{ALL_DEVICES, Bench};
-use crate::lab::scenario::{KernelKind, Scenario};
+use crate::lab::runner::ALL_DEVICES;
+use crate::lab::scenario::KernelKind;
 use crate::process;
 use crate::workspace::Workspace;
 
-use assets::Assets;
-use iommufd_kernel::IommufdKernel;
-use runner::Verdict;
-use suite::{Selection, run_suite};
+pub use crate::lab::assets::Assets;
+pub use crate::lab::runner::{Bench, Running, Verdict};
+pub use crate::lab::scenario::Scenario;
+pub use crate::lab::suite::{Selection, print_summary, run_suite};
 
 /// What can be done in the lab.
 #[derive(Subcommand)]
@@ -71,7 +72,7 @@ pub fn run(verb: Verb, workspace: &Workspace) -> Result<ExitCode, Error> {
         }),
         Verb::Test(selection) => {
             let outcomes = run_suite(workspace, &selection)?;
-            suite::print_summary(&outcomes);
+            print_summary(&outcomes);
             let failed = outcomes
                 .iter()
                 .any(|outcome| matches!(outcome.verdict, Verdict::Fail(_)));

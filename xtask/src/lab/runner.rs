@@ -37,6 +37,25 @@ pub enum Verdict {
     NotRun(String),
 }
 
+impl Verdict {
+    /// The verdict in what a test printed, if its line is complete.
+    pub fn find(text: &str) -> Option<Verdict> {
+        let (_, rest) = text.split_once("LAB-RESULT ")?;
+        let (line, _) = rest.split_once('\n')?;
+        let (word, reason) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
+        let reason = reason.trim().to_string();
+        Some(match word {
+            "pass" => Verdict::Pass,
+            "notrun" => Verdict::NotRun(reason),
+            _ => Verdict::Fail(if reason.is_empty() {
+                "no reason given".to_string()
+            } else {
+                reason
+            }),
+        })
+    }
+}
+
 /// What tests run on.
 pub struct Bench<'a> {
     pub assets: &'a Assets,
@@ -55,7 +74,7 @@ pub struct Bench<'a> {
 impl Bench<'_> {
     /// Runs one test to its verdict.
     pub fn run(&self, scenario: &Scenario) -> Result<Verdict, Error> {
-        let logs = self.assets.directory.join("logs").join(&scenario.name);
+        let logs = self.assets.logs(&scenario.name);
         if logs.exists() {
             fs::remove_dir_all(&logs).map_err(Error::file("remove", &logs))?;
         }
@@ -144,7 +163,7 @@ impl Bench<'_> {
             let text = fs::read(console).unwrap_or_default();
             let text = String::from_utf8_lossy(&text).into_owned();
             narrated = self.narrate(&text, narrated);
-            if let Some(verdict) = verdict(&text) {
+            if let Some(verdict) = Verdict::find(&text) {
                 qemu.finish(GRACE);
                 return verdict;
             }
@@ -205,11 +224,17 @@ impl Bench<'_> {
 /// The devices that a shell gets: all of them, so that a person can try things.
 pub const ALL_DEVICES: [Device; 4] = [Device::Nvme, Device::Edu, Device::E1000e, Device::Mtty];
 
-/// QEMU while it runs; it does not outlive the test.
-struct Running(Child);
+/// A process that does not outlive its test.
+pub struct Running(Child);
 
 impl Running {
-    fn ended(&mut self) -> bool {
+    /// Takes charge of a child.
+    pub fn new(child: Child) -> Running {
+        Running(child)
+    }
+
+    /// Has it ended?
+    pub fn ended(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(Some(_)))
     }
 
@@ -232,7 +257,7 @@ impl Drop for Running {
 fn verdict_at_end(console: &Path) -> Verdict {
     let text = fs::read(console).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    verdict(&text).unwrap_or_else(|| {
+    Verdict::find(&text).unwrap_or_else(|| {
         let last = text
             .lines()
             .rev()
@@ -242,44 +267,27 @@ fn verdict_at_end(console: &Path) -> Verdict {
     })
 }
 
-/// The verdict in a console's text, if its line is complete.
-fn verdict(text: &str) -> Option<Verdict> {
-    let (_, rest) = text.split_once("LAB-RESULT ")?;
-    let (line, _) = rest.split_once('\n')?;
-    let (word, reason) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
-    let reason = reason.trim().to_string();
-    Some(match word {
-        "pass" => Verdict::Pass,
-        "notrun" => Verdict::NotRun(reason),
-        _ => Verdict::Fail(if reason.is_empty() {
-            "no reason given".to_string()
-        } else {
-            reason
-        }),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn verdict_needs_a_complete_line() {
-        assert_eq!(verdict("boot\nLAB-RESULT pass"), None);
+        assert_eq!(Verdict::find("boot\nLAB-RESULT pass"), None);
         assert_eq!(
-            verdict("boot\r\nLAB-RESULT pass\r\nmore"),
+            Verdict::find("boot\r\nLAB-RESULT pass\r\nmore"),
             Some(Verdict::Pass)
         );
         assert_eq!(
-            verdict("[1.0] LAB-RESULT notrun: no kvm\r\n"),
+            Verdict::find("[1.0] LAB-RESULT notrun: no kvm\r\n"),
             Some(Verdict::NotRun("no kvm".into()))
         );
         assert_eq!(
-            verdict("LAB-RESULT fail: a: b\n"),
+            Verdict::find("LAB-RESULT fail: a: b\n"),
             Some(Verdict::Fail("a: b".into()))
         );
         assert_eq!(
-            verdict("LAB-RESULT garbage\n"),
+            Verdict::find("LAB-RESULT garbage\n"),
             Some(Verdict::Fail("no reason given".into()))
         );
     }
