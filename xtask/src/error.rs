@@ -52,6 +52,9 @@ pub enum Error {
         "the machine lacks {packages}; install it, or run this as root so that it can be installed"
     )]
     NeedsRoot { packages: String },
+    /// The bare-metal guest could not be built.
+    #[error("cannot build the bare-metal guest")]
+    BuildGuest(#[from] dormouse_tests::guest::Error),
     /// A name on the command line is no test.
     #[error("there is no lab test `{name}`; there are: {known}")]
     UnknownTest { name: String, known: String },

@@ -3,6 +3,7 @@
 //! One file per verb. Nothing here is part of Dormouse itself: these verbs build it, run it on real kernels
 //! in the lab, measure it, and show it to people. `.ci/run` is `cargo xtask test`.
 
+mod bench;
 mod demo;
 mod error;
 mod lab;
@@ -33,6 +34,8 @@ enum Verb {
     Lab(lab::Verb),
     /// Everything: style, documentation, all tests, the lab.
     Test(test::Options),
+    /// Performance figures beside QEMU's.
+    Bench(bench::Options),
     /// The main job on real Linux, told step by step.
     Demo(demo::Options),
 }
@@ -52,6 +55,7 @@ fn run(verb: Verb, workspace: &Workspace) -> Result<ExitCode, Error> {
     match verb {
         Verb::Lab(verb) => lab::run(verb, workspace),
         Verb::Test(options) => test::run(&options, workspace),
+        Verb::Bench(options) => bench::run(&options, workspace),
         Verb::Demo(options) => demo::run(&options, workspace),
     }
 }
