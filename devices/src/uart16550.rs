@@ -211,3 +211,53 @@ impl Uart16550 {
         self.chip.fifo_capacity() == FIFO_LEN && self.chip.read(MODEM_CONTROL) & MCR_LOOPBACK == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop};
+    use proptest::{prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::testing::{CountingIrq, RecordingBackend};
+
+    proptest! {
+        /// A hostile snapshot gives an error or a chip that holds what was saved and still works.
+        #[test]
+        fn any_state_is_refused_or_restored(
+            registers in any::<[u8; 9]>(),
+            receive_fifo in prop::collection::vec(any::<u8>(), 0..FIFO_LEN + 4),
+            accesses in prop::collection::vec((any::<bool>(), 0..8u8, any::<u8>()), 0..50),
+        ) {
+            let [low, high, ier, iir, lcr, lsr, mcr, msr, scratch] = registers;
+            let state = SerialPortState {
+                baud_divisor_low: low,
+                baud_divisor_high: high,
+                interrupt_enable: ier,
+                interrupt_identification: iir,
+                line_control: lcr,
+                line_status: lsr,
+                modem_control: mcr,
+                modem_status: msr,
+                scratch,
+                receive_fifo,
+            };
+            let backend = Arc::<RecordingBackend>::default();
+            let irq = Arc::<CountingIrq>::default();
+            let consistent = (lsr & 1 != 0) != state.receive_fifo.is_empty();
+            let fits = state.receive_fifo.len() <= FIFO_LEN;
+            let uart = Uart16550::restore(state.clone(), irq, backend);
+            prop_assert_eq!(uart.is_ok(), fits && consistent);
+            if let Ok(mut uart) = uart {
+                prop_assert_eq!(uart.state(), state);
+                for (write, register, value) in accesses {
+                    if write {
+                        uart.write(register, value);
+                    } else {
+                        uart.read(register);
+                    }
+                }
+                uart.receive(&[0; 100]);
+            }
+        }
+    }
+}

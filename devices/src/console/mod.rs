@@ -2,8 +2,8 @@
 //!
 //! A [`Console`] is opened once per process and outlives the guest's resets; each machine that is
 //! built attaches its serial port to it. Output comes from vCPU threads through
-//! [`SerialBackend`](crate::SerialBackend) and never waits: what the host end does not take at once
-//! goes to a bounded backlog ([`output`]). Input, the backlog and connections are served by the
+//! [`SerialBackend`] and never waits: what the host end does not take at once
+//! goes to a bounded backlog (`output`). Input, the backlog and connections are served by the
 //! [`ConsoleSubscriber`] in the main loop. Lock order: chip, then output; the subscriber calls the
 //! chip with no lock of its own held.
 
