@@ -10,4 +10,4 @@
 pub mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{cpuid, layout, msr, page_tables};
+pub use x86_64::{acpi, cpuid, layout, msr, page_tables};

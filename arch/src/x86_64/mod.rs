@@ -4,6 +4,7 @@
 //! that kernel is handed; `boot_regs`, `cpuid` and `msr` describe the vCPUs. Called by `vmm` when it builds or
 //! restores a machine.
 
+pub mod acpi;
 pub mod cpuid;
 pub mod layout;
 pub mod msr;
