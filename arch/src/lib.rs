@@ -10,4 +10,4 @@
 pub mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, cpuid, layout, msr, page_tables};
+pub use x86_64::{acpi, boot_params, boot_regs, cpuid, layout, loader, msr, page_tables};

@@ -5,7 +5,10 @@
 //! restores a machine.
 
 pub mod acpi;
+pub mod boot_params;
+pub mod boot_regs;
 pub mod cpuid;
 pub mod layout;
+pub mod loader;
 pub mod msr;
 pub mod page_tables;
