@@ -146,6 +146,18 @@ impl From<Bdf> for String {
 pub struct BarIndex(u8);
 
 impl BarIndex {
+    /// BAR 0.
+    pub const BAR0: Self = Self(0);
+    /// BAR 1.
+    pub const BAR1: Self = Self(1);
+    /// BAR 2.
+    pub const BAR2: Self = Self(2);
+    /// BAR 3.
+    pub const BAR3: Self = Self(3);
+    /// BAR 4.
+    pub const BAR4: Self = Self(4);
+    /// BAR 5.
+    pub const BAR5: Self = Self(5);
     /// The expansion ROM's decoder.
     pub const ROM: Self = Self(6);
     /// Number of decoders, the ROM included.

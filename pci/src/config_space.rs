@@ -12,7 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::access::{self, DwordWrite};
 use crate::address::BarIndex;
 use crate::bar::{BarPlacement, BarSet};
+use crate::cap::msi::Msi;
+use crate::cap::msix::{Msix, MsixCapability};
+use crate::cap::reset::ResetBit;
 use crate::effect::ConfigEffect;
+use crate::message::{MessageChange, MsiMessage, VectorState};
+use crate::msix_table::{MsixTable, MsixTableState};
 use crate::register_file::{RegisterFile, RegisterState, Role, StateError};
 use crate::regs::{self, Command, Status};
 
@@ -21,6 +26,9 @@ use crate::regs::{self, Command, Status};
 pub struct ConfigSpace {
     pub(crate) registers: RegisterFile,
     pub(crate) bars: BarSet,
+    pub(crate) msi: Option<Msi>,
+    pub(crate) msix: Option<Msix>,
+    pub(crate) reset_bits: Vec<ResetBit>,
 }
 
 /// Everything about a [`ConfigSpace`] that a guest can change.
@@ -29,6 +37,19 @@ pub struct ConfigSpace {
 pub struct ConfigSpaceState {
     /// Registers that are not zero, in ascending order.
     pub registers: Vec<RegisterState>,
+    /// The MSI-X table of a function that has one.
+    pub msix: Option<MsixTableState>,
+}
+
+/// How a function signals interrupts at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InterruptMode {
+    /// By its pin, if it has one and the command register does not disable it.
+    Intx,
+    /// By MSI.
+    Msi,
+    /// By MSI-X.
+    Msix,
 }
 
 impl ConfigSpace {
@@ -51,6 +72,11 @@ impl ConfigSpace {
             Role::Command | Role::Bar => {
                 self.observing_header(|config| config.registers.write(write))
             }
+            Role::Msi => self.write_msi(write),
+            Role::Msix => self.write_msix(write),
+            Role::ResetControl => {
+                self.write_reset_control(write, |registers, write| registers.write(write))
+            }
         }
     }
 
@@ -69,7 +95,10 @@ impl ConfigSpace {
             Role::Plain | Role::Command => {
                 self.observing_header(|config| config.registers.mirror_write(write))
             }
-            Role::Bar => Vec::new(),
+            Role::ResetControl => {
+                self.write_reset_control(write, |registers, write| registers.mirror_write(write))
+            }
+            Role::Bar | Role::Msi | Role::Msix => Vec::new(),
         }
     }
 
@@ -98,6 +127,46 @@ impl ConfigSpace {
             .roll_back(&mut self.registers, index, refused, previous)
     }
 
+    /// How the function signals interrupts now. Enabling both MSI and MSI-X is an error of the
+    /// guest that the specification leaves open; MSI-X wins.
+    pub fn interrupt_mode(&self) -> InterruptMode {
+        if self.msix().is_some_and(MsixTable::is_enabled) {
+            InterruptMode::Msix
+        } else if self.msi.is_some_and(|msi| msi.is_enabled(&self.registers)) {
+            InterruptMode::Msi
+        } else {
+            InterruptMode::Intx
+        }
+    }
+
+    /// State of every MSI vector that the function has; empty without the capability.
+    pub fn msi_vectors(&self) -> Vec<VectorState> {
+        self.msi
+            .map_or_else(Vec::new, |msi| msi.vectors(&self.registers))
+    }
+
+    /// The device raises MSI `vector`: returns the message to send now, or records the vector as
+    /// pending when it is masked.
+    #[must_use = "a message that is not sent is a lost interrupt"]
+    pub fn raise_msi(&mut self, vector: u8) -> Option<MsiMessage> {
+        self.msi?.raise(&mut self.registers, vector)
+    }
+
+    /// The MSI-X table, if the function has one.
+    pub fn msix(&self) -> Option<&MsixTable> {
+        self.msix.as_ref().map(|msix| &msix.table)
+    }
+
+    /// The MSI-X table, for guest accesses to the BAR it lies in and for the device's interrupts.
+    pub fn msix_mut(&mut self) -> Option<&mut MsixTable> {
+        self.msix.as_mut().map(|msix| &mut msix.table)
+    }
+
+    /// Where in the BARs the MSI-X structures lie.
+    pub fn msix_capability(&self) -> Option<MsixCapability> {
+        self.msix.as_ref().map(|msix| msix.shape)
+    }
+
     /// Shows the guest whether the function asserts INTx.
     pub fn set_interrupt_status(&mut self, asserted: bool) {
         let bit = u32::from(Status::INTERRUPT.bits()) << 16;
@@ -113,22 +182,89 @@ impl ConfigSpace {
     /// Puts every register back to its value after a reset.
     #[must_use = "effects that are dropped leave the machine out of step with the guest"]
     pub fn reset(&mut self) -> Vec<ConfigEffect> {
-        self.observing_header(|config| config.registers.reset())
+        let mut effects = Vec::new();
+        // Resetting the MSI registers first lets MSI observe its own change.
+        if let Some(msi) = self.msi {
+            let change = msi.observing(&mut self.registers, RegisterFile::reset_msi);
+            effects.extend(message_effect(change, ConfigEffect::Msi));
+        }
+        if let Some(msix) = &mut self.msix {
+            effects.extend(message_effect(msix.table.reset(), ConfigEffect::Msix));
+        }
+        effects.extend(self.observing_header(|config| config.registers.reset()));
+        effects
     }
 
     /// The state to put into a snapshot.
     pub fn save(&self) -> ConfigSpaceState {
-        let Self { registers, bars: _ } = self;
+        let Self {
+            registers,
+            bars: _,
+            msi: _,
+            msix,
+            reset_bits: _,
+        } = self;
         ConfigSpaceState {
             registers: registers.save(),
+            msix: msix.as_ref().map(|msix| msix.table.save()),
         }
     }
 
     /// This function, just built, with the registers of `state`.
     pub(crate) fn restored(mut self, state: &ConfigSpaceState) -> Result<Self, StateError> {
-        let ConfigSpaceState { registers } = state;
+        let ConfigSpaceState { registers, msix } = state;
         self.registers.restore(registers)?;
+        match (&mut self.msix, msix) {
+            (Some(model), Some(saved)) => {
+                let (enabled, masked) = model.control(&self.registers);
+                model.table =
+                    MsixTable::new(model.shape.vectors)?.restored(saved, enabled, masked)?;
+            }
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => return Err(StateError::MsixPresence),
+        }
+        if let Some(vector) = self
+            .msi
+            .and_then(|msi| msi.pending_unmasked(&self.registers))
+        {
+            return Err(StateError::MsiPendingUnmasked { vector });
+        }
         Ok(self)
+    }
+
+    fn write_msi(&mut self, write: DwordWrite) -> Vec<ConfigEffect> {
+        let Some(msi) = self.msi else {
+            return Vec::new();
+        };
+        let change = msi.write(&mut self.registers, write);
+        Vec::from_iter(message_effect(change, ConfigEffect::Msi))
+    }
+
+    fn write_msix(&mut self, write: DwordWrite) -> Vec<ConfigEffect> {
+        let Some(msix) = &mut self.msix else {
+            return Vec::new();
+        };
+        self.registers.write(write);
+        let (enabled, masked) = msix.control(&self.registers);
+        let change = msix.table.set_control(enabled, masked);
+        Vec::from_iter(message_effect(change, ConfigEffect::Msix))
+    }
+
+    /// A write to a register with a reset bit: the bit is taken out and becomes an effect.
+    fn write_reset_control(
+        &mut self,
+        mut write: DwordWrite,
+        store: impl FnOnce(&mut RegisterFile, DwordWrite),
+    ) -> Vec<ConfigEffect> {
+        let mut effects = Vec::new();
+        for reset in &self.reset_bits {
+            if reset.register == write.register && write.value & reset.bit != 0 {
+                write.value &= !reset.bit;
+                effects.push(ConfigEffect::FunctionReset);
+            }
+        }
+        store(&mut self.registers, write);
+        effects
     }
 
     /// Runs `change` and reports what it did to decoded BARs and to the command register.
@@ -158,6 +294,14 @@ impl ConfigSpace {
         }
         effects
     }
+}
+
+/// The effect of a change that is not empty.
+fn message_effect(
+    change: MessageChange,
+    effect: impl FnOnce(MessageChange) -> ConfigEffect,
+) -> Option<ConfigEffect> {
+    (!change.is_empty()).then(|| effect(change))
 }
 
 #[cfg(test)]

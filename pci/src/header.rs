@@ -116,6 +116,26 @@ pub(crate) fn apply_rules(registers: &mut RegisterFile) {
     }
 }
 
+/// Turns the reset values of a real device's header into those a guest finds after a reset: what
+/// the host's software programmed is gone, and whether there are more functions is for the root
+/// complex to say.
+pub(crate) fn forget_host_programming(registers: &mut RegisterFile) {
+    const HEADER_TYPE_AND_LATENCY: u32 = 0x007f_ff00;
+    let read_only_status = !(STATUS_ERRORS | STATUS_INTERRUPT) & 0xffff_0000;
+    let kept = [
+        (regs::COMMAND, read_only_status),
+        (regs::CACHE_LINE_SIZE, HEADER_TYPE_AND_LATENCY),
+        (regs::INTERRUPT_LINE, 0xffff_ff00),
+        (regs::ROM_ADDRESS, 0),
+    ];
+    let bars = (regs::BAR0..=regs::BAR5).step_by(4).map(|bar| (bar, 0));
+    for (offset, mask) in kept.into_iter().chain(bars) {
+        if let Some(register) = registers.register_mut(offset) {
+            register.reset &= mask;
+        }
+    }
+}
+
 /// Stores the values of `identity` as reset values.
 pub(crate) fn apply_identity(registers: &mut RegisterFile, identity: &Identity) {
     let pair = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);

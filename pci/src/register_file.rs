@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::access::DwordWrite;
+use crate::msix_table::MsixStateError;
 use crate::regs::CONFIG_SPACE_LEN;
 
 /// Dwords of configuration space.
@@ -23,6 +24,12 @@ pub(crate) enum Role {
     Command,
     /// A base address register or the ROM's.
     Bar,
+    /// A register of the MSI capability.
+    Msi,
+    /// A register of the MSI-X capability.
+    Msix,
+    /// A register with a bit that starts a function-level reset.
+    ResetControl,
 }
 
 /// One dword and its rules. A bit in none of the masks is read-only.
@@ -88,6 +95,18 @@ pub enum StateError {
         /// Its value after a reset of the device at hand.
         model: u32,
     },
+    /// An MSI vector is pending and not masked, which no function ever has.
+    #[error("saved MSI vector {vector} is pending although it is not masked")]
+    MsiPendingUnmasked {
+        /// The vector.
+        vector: u8,
+    },
+    /// Only one of state and device has MSI-X.
+    #[error("the saved function and this device do not both have MSI-X")]
+    MsixPresence,
+    /// The MSI-X table was refused.
+    #[error("cannot restore the MSI-X table")]
+    Msix(#[from] MsixStateError),
     /// The configuration address port holds bits that it cannot hold.
     #[error("saved configuration address {saved:#010x} has reserved bits set")]
     ConfigAddress {
@@ -122,6 +141,30 @@ impl RegisterFile {
         let bytes = self.read(offset).to_le_bytes();
         let lane = usize::from(offset & 0x2);
         u16::from_le_bytes([bytes[lane], bytes[lane + 1]])
+    }
+
+    /// The dword at `offset` after a reset.
+    pub fn reset_value(&self, offset: u16) -> u32 {
+        self.registers
+            .get(usize::from(offset / 4))
+            .map_or(0, |register| register.reset)
+    }
+
+    /// Takes the bytes of a configuration space as reset values.
+    pub fn define_reset_values(&mut self, config: &[u8]) {
+        for (register, bytes) in self.registers.iter_mut().zip(config.chunks_exact(4)) {
+            register.reset = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+    }
+
+    /// Withdraws registers that the model decodes from what is passed through.
+    pub fn keep_owned_registers(&mut self) {
+        for register in &mut self.registers {
+            match register.role {
+                Role::Plain | Role::ResetControl => {}
+                Role::Command | Role::Bar | Role::Msi | Role::Msix => register.passed_through = 0,
+            }
+        }
     }
 
     /// What decodes the register at `offset`.
@@ -165,6 +208,15 @@ impl RegisterFile {
     pub fn reset(&mut self) {
         for register in &mut self.registers {
             register.value = register.reset;
+        }
+    }
+
+    /// The MSI registers back to their values after a reset.
+    pub fn reset_msi(&mut self) {
+        for register in &mut self.registers {
+            if register.role == Role::Msi {
+                register.value = register.reset;
+            }
         }
     }
 

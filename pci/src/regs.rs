@@ -24,6 +24,8 @@ pub const CACHE_LINE_SIZE: u16 = 0x0c;
 pub const HEADER_TYPE: u16 = 0x0e;
 /// First base address register.
 pub const BAR0: u16 = 0x10;
+/// Last base address register.
+pub const BAR5: u16 = 0x24;
 /// Subsystem vendor id and subsystem id, 16 bits each.
 pub const SUBSYSTEM_ID: u16 = 0x2c;
 /// Expansion ROM base address of a type-0 header.
