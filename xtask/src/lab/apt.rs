@@ -46,12 +46,12 @@ impl PrivateApt {
             options: options(directory, &sources_file),
         };
 
-        let own = machine_sources()?;
+        let own = machine_sources(directory)?;
         let mut wider = own.clone();
         wider.extend(missing_suites(&own));
         write_sources(&sources_file, &wider)?;
         // A distribution without one of the added suites fails as a whole: then its own suites must do.
-        if apt.update(1).is_err() {
+        if apt.update(2).is_err() {
             write_sources(&sources_file, &own)?;
             apt.update(ATTEMPTS)?;
         }
@@ -170,19 +170,45 @@ fn options(directory: &Path, sources: &Path) -> Vec<String> {
         .collect()
 }
 
-fn machine_sources() -> Result<Vec<Source>, Error> {
-    let mut command = Command::new("apt-get");
-    command.args([
-        "indextargets",
-        "--format",
-        "$(SITE) $(RELEASE) $(COMPONENT) $(ORIGIN)",
-        "Created-By: Packages",
-    ]);
-    let sources = parse_sources(&process::run(&mut command)?);
+/// The machine's own sources of its distribution. apt knows only those whose lists it has: a machine that never ran
+/// an update gets its lists read into the private root.
+fn machine_sources(directory: &Path) -> Result<Vec<Source>, Error> {
+    let known = ask_for_sources(&[])?;
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let lists = directory.join("machine-lists/partial");
+    fs::create_dir_all(&lists).map_err(Error::file("create", &lists))?;
+    let options = [
+        format!(
+            "Dir::State::Lists={}",
+            directory.join("machine-lists").display()
+        ),
+        format!("Dir::Cache={}", directory.join("cache").display()),
+        "Acquire::Languages=none".to_string(),
+        "APT::Sandbox::User=root".to_string(),
+    ];
+    let options: Vec<String> = options
+        .into_iter()
+        .flat_map(|setting| ["-o".to_string(), setting])
+        .collect();
+    // A foreign archive that cannot be reached must not stand in the way of the distribution's.
+    let update = || process::run(Command::new("apt-get").args(&options).arg("update")).map(drop);
+    let updated = retry(ATTEMPTS, update);
+    let sources = ask_for_sources(&options)?;
     if sources.is_empty() {
-        return Err(Error::NoSources);
+        return Err(updated.err().unwrap_or(Error::NoSources));
     }
     Ok(sources)
+}
+
+fn ask_for_sources(options: &[String]) -> Result<Vec<Source>, Error> {
+    const FIELDS: &str = "$(SITE) $(RELEASE) $(COMPONENT) $(ORIGIN)";
+    let mut command = Command::new("apt-get");
+    command
+        .args(options)
+        .args(["indextargets", "--format", FIELDS, "Created-By: Packages"]);
+    Ok(parse_sources(&process::run(&mut command)?))
 }
 
 fn parse_sources(text: &str) -> Vec<Source> {
@@ -193,10 +219,8 @@ fn parse_sources(text: &str) -> Vec<Source> {
         else {
             continue;
         };
-        // Before the first update apt does not know an archive's origin, and prints the variable's name.
-        let origin = words.next().unwrap_or("$(ORIGIN)");
-        let wanted = ["Debian", "Ubuntu"].contains(&origin)
-            || origin.starts_with('$') && ["main", "universe"].contains(&component);
+        let origin = words.next().unwrap_or_default();
+        let wanted = ["Debian", "Ubuntu"].contains(&origin);
         let source = Source {
             site: site.to_string(),
             suite: suite.to_string(),
@@ -308,7 +332,7 @@ mod tests {
 
     #[test]
     fn ubuntu_keeps_security_in_the_same_archive() {
-        let own = parse_sources("http://a.test/ubuntu noble main $(ORIGIN)\n");
+        let own = parse_sources("http://a.test/ubuntu noble main Ubuntu\n");
         let missing = missing_suites(&own);
         assert!(
             missing
