@@ -10,6 +10,7 @@ mkdir -p "$RUN"
 # --- verdicts: the first one counts, and nothing runs after it
 
 verdict() {
+    [ -z "${LAB_SHELL:-}" ] || { echo "$*"; return; }
     echo "$*" > "$RUN/verdict"
     echo "LAB-RESULT $*"
     stop_all
@@ -50,6 +51,10 @@ expect() {
     wait_until "$3" seen_times "$RUN/$1.serial" "$2" "${4:-1}" || fail "$1: no \"$2\" within $3 s"
     [ "$(count "$RUN/$1.serial" "$2")" -ge "${4:-1}" ] || fail "$1: dormouse ended before \"$2\""
 }
+# answer NAME PATTERN: the last line of the serial file that matches, without the carriage return.
+answer() { grep -E "$2" "$RUN/$1.serial" | tail -n 1 | tr -d '\r'; }
+# value KEY LINE: what follows KEY= in the line.
+value() { echo "$2" | sed -n "s/.*$1=\([^ ]*\).*/\1/p"; }
 # refuse NAME PATTERN: the VM's serial file must not show it.
 refuse() { [ "$(count "$RUN/$1.serial" "$2")" -eq 0 ] || fail "$1: saw \"$(grep -E "$2" "$RUN/$1.serial" | head -n 1)\""; }
 
@@ -82,13 +87,32 @@ vm_config() {
 END
 }
 
+# interactive: from here on a VM's serial port is the process's standard input and output, so that tell_vm reaches a
+# guest that was booted with lab=obey.
+INTERACTIVE=
+interactive() {
+    INTERACTIVE=yes
+    SERIAL='{"mode": "Tty"}'
+}
+tell_vm() { # NAME WORDS…
+    tell_name=$1
+    shift
+    echo "$*" > "$RUN/$tell_name.in"
+}
+
 VM_PID=
 # start NAME ARGUMENTS…: runs dormouse in the background; what it prints goes to NAME.out.
 start() {
     start_name=$1
     shift
-    rm -f "$RUN/$start_name.exit"
-    "$DORMOUSE" "$@" > "$RUN/$start_name.out" 2>&1 < /dev/null &
+    if [ -n "$INTERACTIVE" ]; then
+        [ -p "$RUN/$start_name.in" ] || mkfifo "$RUN/$start_name.in"
+        # Open for both directions: neither side waits for the other, nor sees an end of file.
+        exec 4<> "$RUN/$start_name.in"
+        "$DORMOUSE" "$@" >> "$RUN/$start_name.serial" 2>> "$RUN/$start_name.out" <&4 &
+    else
+        "$DORMOUSE" "$@" >> "$RUN/$start_name.out" 2>&1 < /dev/null &
+    fi
     VM_PID=$!
     echo "$VM_PID" > "$RUN/pid"
     step "dormouse $* (pid $VM_PID)"
@@ -126,10 +150,10 @@ need_kvm() { [ -c /dev/kvm ] || notrun "this L1 has no /dev/kvm: $(cat /tmp/lab/
 
 # check_greeting NAME CPUS MIB [SINCE]: what the guest said it sees is what the config gave it.
 check_greeting() {
-    greeting=$(grep 'L2 READY' "$RUN/$1.serial" | tail -n 1 | tr -d '\r')
-    greeting_cpus=$(echo "$greeting" | sed 's/.*cpus=\([0-9]*\).*/\1/')
-    greeting_kib=$(echo "$greeting" | sed 's/.*mem=\([0-9]*\)kB.*/\1/')
-    assert_equal "CPUs that the guest sees" "$2" "$greeting_cpus"
+    greeting=$(answer "$1" 'L2 READY')
+    greeting_kib=$(value mem "$greeting")
+    greeting_kib=${greeting_kib%kB}
+    assert_equal "CPUs that the guest sees" "$2" "$(value cpus "$greeting")"
     # The kernel keeps a share for itself: its image, page structures, the crash area.
     assert_between "KiB that the guest sees" $(($3 * 1024 * 80 / 100 - 65536)) "$greeting_kib" $(($3 * 1024))
     for table in APIC DSDT FACP MCFG; do
@@ -168,7 +192,54 @@ vfio_bind() {
     [ "$(basename "$(readlink "$bind_function/driver")")" = vfio-pci ]
 }
 
+# vfio_device ID PATH: the JSON of a passed-through device.
+vfio_device() { echo "{\"id\": \"$1\", \"path\": \"$2\"}"; }
+# bound_pci CLASS [N]: gives the function of that class to vfio-pci and prints its path, or nothing.
+bound_pci() {
+    bound_address=$(pci_with_class "$1" "${2:-1}")
+    [ -n "$bound_address" ] && vfio_bind "$bound_address" && echo "/sys/bus/pci/devices/$bound_address"
+}
+
+# works NAME WHAT TIMES: tells the guest to use the device; it must report success, with interrupts, for the TIMES-th time.
+works() {
+    tell_vm "$1" "$2"
+    expect "$1" "L2 $2 (OK|FAIL)" 40 "$3"
+    refuse "$1" "L2 $2 FAIL"
+    works_interrupts=$(value interrupts "$(answer "$1" "L2 $2 OK")")
+    assert "$2 works without any interrupt" test "${works_interrupts:-0}" -gt 0
+    step "$(answer "$1" "L2 $2 OK")"
+}
+
 # --- whole stories
+
+# passthrough_cycle DEVICES WORDS…: boots with the devices; all of them work, and work again after a guest reboot.
+passthrough_cycle() {
+    need_kvm
+    interactive
+    vm_config vm 2 512 vmlinuz lab=obey "$1"
+    shift
+    run_vm vm
+    for cycle_round in 1 2; do
+        expect vm 'L2 READY' 60 "$cycle_round"
+        for cycle_word in "$@"; do
+            tell_vm vm "load $(driver_of "$cycle_word")"
+            expect vm "L2 loaded $(driver_of "$cycle_word")" 20 "$cycle_round"
+            works vm "$cycle_word" "$cycle_round"
+        done
+        [ "$cycle_round" = 1 ] && tell_vm vm reboot
+    done
+    tell_vm vm off
+    expect vm 'L2 POWERS OFF' 20
+    expect_exit vm 0 20
+}
+driver_of() {
+    case $1 in
+    mtty) echo builtin ;;
+    net) echo e1000e ;;
+    net-intx) echo e1000e IntMode=0 ;;
+    *) echo "$1" ;;
+    esac
+}
 
 # boot_cycle CPUS MIB KERNEL: boots, checks the machine, reboots inside the process, powers off, exit status 0.
 boot_cycle() {

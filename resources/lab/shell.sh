@@ -14,6 +14,6 @@ cat <<'END'
 
 END
 vm_config vm 1 512 vmlinuz lab=obey
-export ENV=/lab/lib.sh
+export ENV=/lab/lib.sh LAB_SHELL=1
 setsid sh -c 'exec sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1' || sh -i
 poweroff -f

@@ -1,0 +1,7 @@
+# about: L2's serial driver echoes through a passed-through mtty, with interrupts, before and after a guest reboot
+# devices: mtty
+# timeout: 180
+. /lab/lib.sh
+mtty=$(mtty_create 11111111-1111-1111-1111-111111111111) || fail "no mtty device could be created"
+passthrough_cycle "$(vfio_device mtty0 "$mtty")" mtty
+pass
