@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The machine: memory, vCPU threads, interrupts, the main loop, and the order in which all of them start, stop and sleep.
+//!
+//! `Controller` owns at most one `Machine` and everything that outlives it (consoles, signals, the event loop). `kvm` is the only
+//! module that knows KVM's descriptors; `unsafe` stays in `kvm` and `memory`. Nothing here knows HTTP: requests arrive as the
+//! values of `dormouse_api`.
+
+pub mod kvm;

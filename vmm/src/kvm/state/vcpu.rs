@@ -1,0 +1,221 @@
+//! The state of one vCPU.
+//!
+//! Order matters in both directions; every line that depends on another says so. What this host's KVM does not have is not
+//! asked for and is absent in the saved state (`Documentation/virt/kvm/api.rst`).
+
+use kvm_bindings::nested::KvmNestedStateBuffer;
+use kvm_bindings::{
+    Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use serde::{Deserialize, Serialize};
+
+use super::super::{Error, Vcpu};
+
+/// Most MSRs that one `KVM_GET_MSRS` takes (`MAX_IO_MSRS` of `arch/x86/kvm/x86.c`).
+const MSRS_PER_CALL: usize = 256;
+
+/// Everything that a vCPU remembers.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuState {
+    /// CPUID leaves that the guest sees.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// Running, halted, or waiting for a start-up interrupt.
+    pub mp_state: kvm_mp_state,
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Segment, control and descriptor table registers, and the APIC base.
+    pub sregs: kvm_sregs,
+    /// Floating point, vector and other extended state.
+    pub xsave: kvm_xsave,
+    /// Extended control registers.
+    pub xcrs: Option<kvm_xcrs>,
+    /// Debug registers.
+    pub debug_regs: Option<kvm_debugregs>,
+    /// The local APIC's registers.
+    pub lapic: kvm_lapic_state,
+    /// Model specific registers in the order in which they are set again.
+    pub msrs: Vec<kvm_msr_entry>,
+    /// Pending exceptions, interrupts, NMIs.
+    pub events: Option<kvm_vcpu_events>,
+    /// TSC frequency in kHz.
+    pub tsc_khz: Option<u32>,
+    /// State of a guest that is itself a hypervisor.
+    pub nested: Option<KvmNestedStateBuffer>,
+}
+
+impl Vcpu {
+    /// Reads the whole state. The vCPU is parked; so are all others, because pending events of one are changed by another.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part; the message names it.
+    pub fn save(&self, msr_indices: &[u32]) -> Result<VcpuState, Error> {
+        let fd = self.fd();
+        let cannot = |what| Error::vcpu_ioctl(self.index(), what);
+        // First: reading it makes KVM act on pending INIT and start-up interrupts, which changes everything below.
+        let mp_state = fd.get_mp_state().map_err(cannot("read the run state"))?;
+        let regs = fd
+            .get_regs()
+            .map_err(cannot("read the general registers"))?;
+        let sregs = fd
+            .get_sregs()
+            .map_err(cannot("read the system registers"))?;
+        let xsave = fd.get_xsave().map_err(cannot("read the extended state"))?;
+        let xcrs = self
+            .capabilities()
+            .xcrs
+            .then(|| {
+                fd.get_xcrs()
+                    .map_err(cannot("read the extended control registers"))
+            })
+            .transpose()?;
+        let debug_regs = self
+            .capabilities()
+            .debug_regs
+            .then(|| {
+                fd.get_debug_regs()
+                    .map_err(cannot("read the debug registers"))
+            })
+            .transpose()?;
+        let lapic = fd.get_lapic().map_err(cannot("read the local APIC"))?;
+        let msrs = self.read_msrs(msr_indices)?;
+        let nested = self.read_nested_state()?;
+        let cpuid = fd
+            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(cannot("read the CPUID leaves"))?
+            .as_slice()
+            .to_vec();
+        // Last: the calls above may turn a pending event into an injected one.
+        let events = self
+            .capabilities()
+            .vcpu_events
+            .then(|| {
+                fd.get_vcpu_events()
+                    .map_err(cannot("read the pending events"))
+            })
+            .transpose()?;
+        Ok(VcpuState {
+            cpuid,
+            mp_state,
+            regs,
+            sregs,
+            xsave,
+            xcrs,
+            debug_regs,
+            lapic,
+            msrs,
+            events,
+            tsc_khz: self.tsc_khz(),
+            nested,
+        })
+    }
+
+    /// Writes a whole state into a new vCPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part; the message names it.
+    pub fn restore(&self, state: &VcpuState) -> Result<(), Error> {
+        let fd = self.fd();
+        let cannot = |what| Error::vcpu_ioctl(self.index(), what);
+        // First: it decides which registers and MSRs exist.
+        self.set_cpuid(&state.cpuid)?;
+        if let Some(khz) = state
+            .tsc_khz
+            .filter(|khz| self.capabilities().tsc_control && self.tsc_khz() != Some(*khz))
+        {
+            fd.set_tsc_khz(khz)
+                .map_err(cannot("set the TSC frequency"))?;
+        }
+        fd.set_mp_state(state.mp_state)
+            .map_err(cannot("set the run state"))?;
+        fd.set_regs(&state.regs)
+            .map_err(cannot("set the general registers"))?;
+        // Before the events: it sets a pending interrupt vector, which the events refine. Before the APIC: it holds its base.
+        fd.set_sregs(&state.sregs)
+            .map_err(cannot("set the system registers"))?;
+        if let Some(xcrs) = &state.xcrs {
+            // Before the extended state: XCR0 decides which parts of it are live.
+            fd.set_xcrs(xcrs)
+                .map_err(cannot("set the extended control registers"))?;
+        }
+        self.write_xsave(&state.xsave)?;
+        if let Some(debug_regs) = &state.debug_regs {
+            fd.set_debug_regs(debug_regs)
+                .map_err(cannot("set the debug registers"))?;
+        }
+        // Before the MSRs: the TSC deadline is only accepted while the APIC timer is in that mode.
+        fd.set_lapic(&state.lapic)
+            .map_err(cannot("set the local APIC"))?;
+        for part in state.msrs.chunks(MSRS_PER_CALL) {
+            self.set_msrs(part)?;
+        }
+        if let Some(nested) = &state.nested {
+            // After the MSRs: EFER and the VMX capability MSRs must allow nested virtualization already.
+            fd.set_nested_state(nested)
+                .map_err(cannot("set the nested virtualization state"))?;
+        }
+        if let Some(events) = &state.events {
+            fd.set_vcpu_events(events)
+                .map_err(cannot("set the pending events"))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the guest's kvm-clock that it was stopped, so that its watchdogs do not bark. A guest without one refuses; fine.
+    pub fn announce_pause(&self) {
+        if self.capabilities().kvmclock_ctrl {
+            let _ = self.fd().kvmclock_ctrl();
+        }
+    }
+
+    fn read_msrs(&self, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
+        let mut entries: Vec<kvm_msr_entry> = indices
+            .iter()
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
+        let mut read = Vec::with_capacity(entries.len());
+        while !entries.is_empty() {
+            let part = entries.len().min(MSRS_PER_CALL);
+            let mut msrs = Msrs::from_entries(&entries[..part]).map_err(|_| Error::VcpuIoctl {
+                what: "build the MSR list: too many entries",
+                vcpu: self.index(),
+                source: std::io::Error::from_raw_os_error(libc::E2BIG),
+            })?;
+            let done = self
+                .fd()
+                .get_msrs(&mut msrs)
+                .map_err(Error::vcpu_ioctl(self.index(), "read the MSRs"))?
+                .min(part);
+            read.extend_from_slice(&msrs.as_slice()[..done]);
+            // KVM stops at the first MSR that this vCPU does not have: its feature is off. The rest is still wanted.
+            let skip = usize::from(done < part);
+            entries.drain(..done + skip);
+        }
+        Ok(read)
+    }
+
+    fn read_nested_state(&self) -> Result<Option<KvmNestedStateBuffer>, Error> {
+        if self.capabilities().nested_state_bytes == 0 {
+            return Ok(None);
+        }
+        let mut buffer = KvmNestedStateBuffer::empty();
+        self.fd()
+            .nested_state(&mut buffer)
+            .map_err(Error::vcpu_ioctl(
+                self.index(),
+                "read the nested virtualization state",
+            ))?;
+        // Even when the guest runs no guest of its own: the header then says so, and on AMD holds the global interrupt flag.
+        Ok(Some(buffer))
+    }
+
+    fn write_xsave(&self, xsave: &kvm_xsave) -> Result<(), Error> {
+        // SAFETY: the structure is as long as KVM reads while no feature with dynamic state is enabled, and Dormouse enables none.
+        unsafe { self.fd().set_xsave(xsave) }
+            .map_err(Error::vcpu_ioctl(self.index(), "set the extended state"))
+    }
+}
