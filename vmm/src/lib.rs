@@ -5,3 +5,4 @@
 //! values of `dormouse_api`.
 
 pub mod kvm;
+pub mod memory;
