@@ -4,5 +4,9 @@
 //! module that knows KVM's descriptors; `unsafe` stays in `kvm` and `memory`. Nothing here knows HTTP: requests arrive as the
 //! values of `dormouse_api`.
 
+pub mod events;
 pub mod kvm;
 pub mod memory;
+pub mod seccomp;
+pub mod signals;
+pub mod vcpu_thread;
