@@ -4,9 +4,14 @@
 //! module that knows KVM's descriptors; `unsafe` stays in `kvm` and `memory`. Nothing here knows HTTP: requests arrive as the
 //! values of `dormouse_api`.
 
+pub mod controller;
 pub mod events;
 pub mod kvm;
+pub mod machine;
 pub mod memory;
+pub mod pci_bus;
 pub mod seccomp;
 pub mod signals;
 pub mod vcpu_thread;
+
+pub use controller::{Controller, Outcome};

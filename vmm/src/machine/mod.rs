@@ -1,0 +1,74 @@
+//! One machine: what the guest sees, from its creation to power-off. A guest reset drops the machine and builds a new one.
+//!
+//! Fields are dropped in order: vCPU threads first, so that nothing runs guest code or touches a device any more when the devices,
+//! then the VM descriptor and last the RAM behind it go.
+
+mod build;
+mod platform;
+mod topology;
+
+use std::sync::Arc;
+
+pub use build::{Error as BuildError, Host};
+pub use topology::Processors;
+
+use platform::Platform;
+
+use crate::kvm::Vm;
+use crate::memory::Ram;
+use crate::pci_bus::PciBus;
+use crate::vcpu_thread::{Error as VcpuError, ExitCounters, VcpuThread};
+
+/// A machine with its vCPU threads.
+pub struct Machine {
+    vcpus: Vec<VcpuThread>,
+    platform: Platform,
+    _pci: Arc<PciBus>,
+    counters: Arc<ExitCounters>,
+    _vm: Arc<Vm>,
+    ram: Ram,
+}
+
+impl Machine {
+    /// Lets all vCPUs run.
+    ///
+    /// # Errors
+    /// When a vCPU thread has died.
+    pub fn start(&self) -> Result<(), VcpuError> {
+        self.vcpus.iter().try_for_each(VcpuThread::run)
+    }
+
+    /// Gets all vCPUs out of the guest and waits until each is parked.
+    ///
+    /// # Errors
+    /// When a vCPU thread has died.
+    pub fn park_vcpus(&self) -> Result<(), VcpuError> {
+        self.vcpus.iter().for_each(VcpuThread::request_park);
+        let parked = self
+            .vcpus
+            .iter()
+            .map(|vcpu| vcpu.begin_call(|_| ()).map(|answer| (vcpu, answer)))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (vcpu, answer) in parked {
+            answer.recv().map_err(|_| vcpu.gone())?;
+        }
+        Ok(())
+    }
+
+    /// Presses the guest's power button.
+    pub fn press_power_button(&self) {
+        self.platform.acpi_pm.press_power_button();
+    }
+
+    /// Guest exits to the VMM so far.
+    #[must_use]
+    pub fn counters(&self) -> &ExitCounters {
+        &self.counters
+    }
+
+    /// Bytes of guest RAM.
+    #[must_use]
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram.size()
+    }
+}
