@@ -1,0 +1,97 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dormouse_vmm::seccomp;
+use tracing::level_filters::LevelFilter;
+
+/// A virtual machine monitor for Linux KVM that puts VMs to sleep together with the PCI devices they own.
+#[derive(Debug, Parser)]
+#[command(name = "dormouse", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What is written to standard error
+    #[arg(long, value_enum, default_value_t = LogLevel::Info, global = true)]
+    pub log_level: LogLevel,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a VM from a JSON config and run it until it powers off
+    Run(RunArguments),
+}
+
+/// Arguments of `dormouse run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// The VM's config; `-` reads it from standard input
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub process: ProcessArguments,
+}
+
+/// Arguments of every command that can hold a VM.
+#[derive(Debug, Args)]
+pub struct ProcessArguments {
+    /// Serve the HTTP API on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+    /// What happens on a system call that Dormouse does not need
+    #[arg(long, value_enum, default_value_t = SeccompMode::On, value_name = "MODE")]
+    pub seccomp: SeccompMode,
+}
+
+/// Values of `--log-level`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing but the error that ends the command
+    Off,
+    /// Failed requests
+    Error,
+    /// Abnormal, harmless events too
+    Warn,
+    /// Rare facts of a VM's life too
+    Info,
+    /// Details for developers
+    Debug,
+    /// Everything
+    Trace,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::OFF,
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// Values of `--seccomp`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SeccompMode {
+    /// The process is killed
+    On,
+    /// The kernel's audit log gets a line
+    Log,
+    /// Nothing
+    Off,
+}
+
+impl From<SeccompMode> for seccomp::Mode {
+    fn from(mode: SeccompMode) -> Self {
+        match mode {
+            SeccompMode::On => Self::Kill,
+            SeccompMode::Log => Self::Log,
+            SeccompMode::Off => Self::Off,
+        }
+    }
+}
