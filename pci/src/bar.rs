@@ -20,8 +20,8 @@ const PREFETCHABLE: u32 = 0x8;
 const MIN_MEMORY_LEN: u64 = 16;
 /// Smallest I/O BAR: the low two bits of its register are flags.
 const MIN_IO_LEN: u64 = 4;
-/// Largest I/O BAR, section 6.2.5.1.
-const MAX_IO_LEN: u64 = 256;
+/// Largest I/O BAR. Section 6.2.5.1 allows 256 ports, which not every real device keeps to.
+const MAX_IO_LEN: u64 = 1 << 16;
 /// Smallest expansion ROM: the low eleven bits of its register are flags or reserved.
 const MIN_ROM_LEN: u64 = 2048;
 /// Largest BAR in a 32-bit register, one bit of which has to remain writable.
@@ -36,7 +36,7 @@ const MAX_ROM_LEN: u64 = 1 << 24;
 pub enum BarKind {
     /// I/O ports.
     Io {
-        /// Number of ports, 4 to 256.
+        /// Number of ports.
         size: u64,
     },
     /// Memory below 4 GiB; also the expansion ROM.
@@ -56,6 +56,20 @@ pub enum BarKind {
 }
 
 impl BarKind {
+    /// The kind of a real device's BAR: its `register`, or the lower of two, says what it decodes,
+    /// and the host says how long it is.
+    pub const fn from_register(register: u32, size: u64) -> Self {
+        if register & IO_SPACE != 0 {
+            return Self::Io { size };
+        }
+        let prefetchable = register & PREFETCHABLE != 0;
+        if register & MEMORY_64 != 0 {
+            Self::Mem64 { size, prefetchable }
+        } else {
+            Self::Mem32 { size, prefetchable }
+        }
+    }
+
     /// Length in bytes, or number of ports.
     pub const fn size(self) -> u64 {
         match self {
@@ -299,7 +313,7 @@ mod tests {
     use super::*;
 
     fn add(bars: &[(u8, BarKind)]) -> Result<(), BarError> {
-        let mut registers = RegisterFile::new();
+        let mut registers = RegisterFile::new(256);
         let mut set = BarSet::default();
         for (position, kind) in bars {
             let index = BarIndex::all().nth(usize::from(*position)).unwrap();
@@ -327,7 +341,7 @@ mod tests {
         let io = |size| BarKind::Io { size };
         for (index, kind) in [
             (0, io(2)),
-            (0, io(512)),
+            (0, io(1 << 17)),
             (0, mem32(0)),
             (0, mem32(8)),
             (0, mem32(0x1800)),
@@ -349,6 +363,24 @@ mod tests {
         ] {
             assert_eq!(add(&[(index, kind)]), Ok(()), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn flags_of_a_register_name_its_kind() {
+        let size = 0x1000;
+        for kind in [
+            BarKind::Io { size },
+            mem32(size),
+            mem64(size),
+            BarKind::Mem32 {
+                size,
+                prefetchable: true,
+            },
+        ] {
+            let register = 0xe000_0000 | kind.flags();
+            assert_eq!(BarKind::from_register(register, size), kind);
+        }
+        assert_eq!(BarKind::from_register(0xe000_000c, size), mem64(size));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::cap::walk::{
 };
 use crate::cap::{Capability, CapabilityError, CapabilityLists};
 use crate::config_space::{ConfigSpace, ConfigSpaceState};
-use crate::header::{self, Identity};
+use crate::header::{self, Identity, InterruptPin};
 use crate::register_file::{RegisterFile, StateError};
 use crate::regs::{
     CONFIG_SPACE_LEN, CapabilityId, HEADER_TYPE, HEADER_TYPE_MULTIFUNCTION, LEGACY_SPACE_LEN,
@@ -62,9 +62,10 @@ pub struct ConfigSpaceBuilder {
 }
 
 impl ConfigSpaceBuilder {
-    /// An emulated function with a type-0 header and nothing else.
+    /// An emulated function with a type-0 header and nothing else. It is a conventional one, whose
+    /// extended space reads as all-ones.
     pub fn new(identity: &Identity) -> Self {
-        let mut registers = RegisterFile::new();
+        let mut registers = RegisterFile::new(LEGACY_SPACE_LEN);
         header::apply_rules(&mut registers);
         header::apply_identity(&mut registers, identity);
         Self::with(registers, CapabilityLists::default())
@@ -87,7 +88,7 @@ impl ConfigSpaceBuilder {
             walk_capabilities(config)?,
             walk_extended_capabilities(config)?,
         );
-        let mut registers = RegisterFile::new();
+        let mut registers = RegisterFile::new(config.len());
         registers.define_reset_values(config);
         header::apply_rules(&mut registers);
         header::forget_host_programming(&mut registers);
@@ -109,6 +110,12 @@ impl ConfigSpaceBuilder {
     pub fn bar(&mut self, index: BarIndex, kind: BarKind) -> Result<&mut Self, BarError> {
         self.bars.add(&mut self.registers, index, kind)?;
         Ok(self)
+    }
+
+    /// Replaces the pin of INTx mode; `None` for a device whose host cannot deliver INTx.
+    pub fn interrupt_pin(&mut self, pin: Option<InterruptPin>) -> &mut Self {
+        header::apply_interrupt_pin(&mut self.registers, pin);
+        self
     }
 
     /// Adds a capability where there is room and returns its offset.

@@ -136,10 +136,19 @@ pub(crate) fn forget_host_programming(registers: &mut RegisterFile) {
     }
 }
 
+/// Stores the interrupt pin as its register's reset value.
+pub(crate) fn apply_interrupt_pin(registers: &mut RegisterFile, pin: Option<InterruptPin>) {
+    const PIN: u32 = 0x0000_ff00;
+    let value = pin.map_or(0, InterruptPin::register);
+    if let Some(register) = registers.register_mut(regs::INTERRUPT_LINE) {
+        register.reset = register.reset & !PIN | u32::from(value) << 8;
+    }
+}
+
 /// Stores the values of `identity` as reset values.
 pub(crate) fn apply_identity(registers: &mut RegisterFile, identity: &Identity) {
     let pair = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
-    let pin = identity.interrupt_pin.map_or(0, InterruptPin::register);
+    apply_interrupt_pin(registers, identity.interrupt_pin);
     let values = [
         (regs::ID, pair(identity.vendor_id, identity.device_id)),
         (
@@ -150,7 +159,6 @@ pub(crate) fn apply_identity(registers: &mut RegisterFile, identity: &Identity) 
             regs::SUBSYSTEM_ID,
             pair(identity.subsystem_vendor_id, identity.subsystem_id),
         ),
-        (regs::INTERRUPT_LINE, u32::from(pin) << 8),
     ];
     for (offset, value) in values {
         if let Some(register) = registers.register_mut(offset) {

@@ -1,4 +1,5 @@
-//! The 1024 dwords of a function's configuration space, each with what a write may do to it.
+//! The dwords of a function's configuration space, each with what a write may do to it: 64 of a
+//! conventional function, 1024 of one with extended space.
 //!
 //! The value and its masks lie side by side, so that reads, guest writes, reset and restore need
 //! no knowledge of what a register means. Meaning is laid over it by `ConfigSpace`, which decodes
@@ -9,10 +10,6 @@ use thiserror::Error;
 
 use crate::access::DwordWrite;
 use crate::msix_table::MsixStateError;
-use crate::regs::CONFIG_SPACE_LEN;
-
-/// Dwords of configuration space.
-const REGISTERS: usize = CONFIG_SPACE_LEN / 4;
 
 /// Which part of the model decodes a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,7 +74,7 @@ pub struct RegisterState {
 pub enum StateError {
     /// The list of registers is malformed.
     #[error(
-        "saved register {offset:#x} is misplaced: offsets are dword-aligned, below 0x1000 and ascending"
+        "saved register {offset:#x} is misplaced: offsets are dword-aligned, ascending and inside of the function's space"
     )]
     RegisterOrder {
         /// The offending offset.
@@ -122,10 +119,10 @@ pub(crate) struct RegisterFile {
 }
 
 impl RegisterFile {
-    /// Registers that are all zero and read-only.
-    pub fn new() -> Self {
+    /// `len` bytes of registers that are all zero and read-only.
+    pub fn new(len: usize) -> Self {
         Self {
-            registers: vec![Register::default(); REGISTERS].into_boxed_slice(),
+            registers: vec![Register::default(); len / 4].into_boxed_slice(),
         }
     }
 
@@ -235,7 +232,7 @@ impl RegisterFile {
 
     /// Takes over saved values after checking all of them; on error nothing has changed.
     pub fn restore(&mut self, state: &[RegisterState]) -> Result<(), StateError> {
-        let mut values = [0; REGISTERS];
+        let mut values = vec![0; self.registers.len()];
         let mut lowest = 0;
         for &RegisterState { offset, value } in state {
             let slot = values.get_mut(usize::from(offset / 4));
@@ -245,7 +242,7 @@ impl RegisterFile {
             }
             lowest = offset + 4;
         }
-        for ((offset, register), saved) in (0u16..).step_by(4).zip(&self.registers).zip(values) {
+        for ((offset, register), &saved) in (0u16..).step_by(4).zip(&self.registers).zip(&values) {
             if (saved ^ register.reset) & !register.changeable() != 0 {
                 return Err(StateError::ReadOnly {
                     offset,
@@ -266,7 +263,7 @@ mod tests {
     use super::*;
 
     fn file() -> RegisterFile {
-        let mut file = RegisterFile::new();
+        let mut file = RegisterFile::new(256);
         *file.register_mut(0x40).unwrap() = Register {
             value: 0xf000_0012,
             reset: 0xf000_0012,
@@ -317,7 +314,7 @@ mod tests {
         assert_eq!(state(&[(0x40, 0x00f0_ab12)]), Ok(()));
         for (entries, offset) in [
             (&[(0x41, 0)][..], 0x41),
-            (&[(0x1000, 0)], 0x1000),
+            (&[(0x100, 0)], 0x100),
             (&[(0xfffc, 0)], 0xfffc),
             (&[(0x40, 0x12), (0x40, 0x12)], 0x40),
             (&[(0x44, 0), (0x40, 0x12)], 0x40),

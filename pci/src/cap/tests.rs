@@ -8,7 +8,12 @@ fn append(
     len: usize,
     place: Option<u8>,
 ) -> Result<u8, CapabilityError> {
-    lists.append(&mut RegisterFile::new(), CapabilityId::VENDOR, len, place)
+    lists.append(
+        &mut RegisterFile::new(256),
+        CapabilityId::VENDOR,
+        len,
+        place,
+    )
 }
 
 #[test]
@@ -49,7 +54,7 @@ fn places_that_are_taken_or_reserved_are_refused() {
 
 #[test]
 fn hiding_relinks_the_neighbours() {
-    let mut registers = RegisterFile::new();
+    let mut registers = RegisterFile::new(4096);
     let mut lists = CapabilityLists::default();
     for id in [1, 2, 3] {
         lists
@@ -80,7 +85,7 @@ fn hiding_the_first_extended_capability_leaves_a_null_one() {
         version: 1,
         offset,
     };
-    let mut registers = RegisterFile::new();
+    let mut registers = RegisterFile::new(4096);
     let list = vec![
         header(0x10, 0x100),
         header(0x0e, 0x140),
