@@ -11,6 +11,7 @@ use super::object::{null_is_default, null_is_u16};
 
 /// What a character device is connected to on the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ConsoleMode {
     /// The guest has no such device.
     Off,
@@ -29,6 +30,7 @@ pub enum ConsoleMode {
 
 /// The first 16550 serial port, `ttyS0` in Linux.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SerialConfig {
     /// What the port is connected to.
     pub mode: ConsoleMode,
@@ -42,6 +44,7 @@ pub struct SerialConfig {
 
 /// The virtio console. Not implemented: only the modes `Off` and `Null` are accepted, and mean that there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ConsoleConfig {
     /// `Off` or `Null`.
     pub mode: ConsoleMode,
@@ -88,6 +91,7 @@ pub const DEBUG_CONSOLE_PORT: u16 = 233;
 
 /// The debug console. Not implemented: only mode `Off` is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DebugConsoleConfig {
     /// `Off`.
     #[serde(default = "mode_off", deserialize_with = "null_is_off")]

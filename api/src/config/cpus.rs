@@ -13,6 +13,7 @@ pub const DEFAULT_MAX_PHYS_BITS: u8 = 46;
 
 /// The vCPUs of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpusConfig {
     /// vCPUs that run from the start.
     pub boot_vcpus: u32,
@@ -82,6 +83,7 @@ fn default_nested() -> bool {
 
 /// Arrangement of the vCPUs; the product of the four is `max_vcpus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuTopology {
     /// Hardware threads of a core.
     pub threads_per_core: u16,
@@ -95,6 +97,7 @@ pub struct CpuTopology {
 
 /// Host CPUs for one vCPU thread.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuAffinity {
     /// Index of the vCPU, from 0.
     pub vcpu: u32,
@@ -104,6 +107,7 @@ pub struct CpuAffinity {
 
 /// Optional CPU features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuFeatures {
     /// Intel AMX; not implemented, must be false.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -112,6 +116,7 @@ pub struct CpuFeatures {
 
 /// Which threads may share a core at the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum CoreScheduling {
     /// Threads of the same VM.
     #[default]
@@ -124,6 +129,7 @@ pub enum CoreScheduling {
 
 /// The CPU model shown to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum CpuProfile {
     /// The host's model.
     #[default]

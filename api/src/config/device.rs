@@ -14,6 +14,7 @@ pub const MAX_BAR_INDEX: u8 = 5;
 
 /// One passed-through device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceConfig {
     /// Name of the device, unique in the VM; also names its file in a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +55,7 @@ pub struct DeviceConfig {
 
 /// What a snapshot does with a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotPolicy {
     /// Save and load its state by VFIO migration; refuse the snapshot where the device cannot.

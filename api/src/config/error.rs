@@ -114,6 +114,12 @@ pub enum Violation {
         /// The other setting.
         needed: &'static str,
     },
+    /// A setting does not go with another one.
+    #[error("it cannot be used with {other}")]
+    Excludes {
+        /// The other setting.
+        other: &'static str,
+    },
     /// The host has no huge pages of this size.
     #[error("{value} is not a huge page size; use 2097152 (2 MiB) or 1073741824 (1 GiB)")]
     HugePageSize {

@@ -12,6 +12,7 @@ pub const DEFAULT_MEMORY_SIZE_BYTES: u64 = 512 << 20;
 
 /// The RAM of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryConfig {
     /// RAM size in bytes.
     pub size: u64,
@@ -82,6 +83,7 @@ fn default_thp() -> bool {
 
 /// How memory is plugged in while the guest runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum HotplugMethod {
     /// ACPI memory devices.
     #[default]

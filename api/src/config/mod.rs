@@ -36,11 +36,15 @@ pub use platform::{PlatformConfig, RngConfig};
 pub use unknown::Warning;
 pub use validate::{MAX_ID_LEN, MAX_VCPUS, is_valid_id};
 
-use object::{null_is_default, object_or_default, objects, optional_object};
+pub(crate) use object::{null_is_default, objects};
+use object::{object_or_default, optional_object};
+#[cfg(test)]
+pub(crate) use parse::from_json;
 use refuse::Unbuilt;
 
 /// Everything that describes a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmConfig {
     /// vCPUs.
     #[serde(default, deserialize_with = "object_or_default")]

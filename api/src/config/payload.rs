@@ -8,6 +8,7 @@ use super::refuse::Unbuilt;
 
 /// The guest's kernel and what is loaded with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PayloadConfig {
     /// Firmware image; not implemented, must be absent.
     #[serde(default, skip_serializing)]

@@ -15,6 +15,7 @@ pub(super) const DEFAULT_RNG_SOURCE: &str = "/dev/urandom";
 
 /// Properties of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlatformConfig {
     /// PCI segments; only 1 is implemented.
     #[serde(
@@ -125,6 +126,7 @@ fn default_vfio_p2p_dma() -> bool {
 
 /// The virtio entropy device. Not implemented: its default is accepted, and means that there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RngConfig {
     /// Name of the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]

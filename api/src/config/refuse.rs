@@ -24,6 +24,22 @@ impl<'de> Deserialize<'de> for Unbuilt {
     }
 }
 
+/// Clients may send anything for it, and get the refusal by name.
+#[cfg(test)]
+impl schemars::JsonSchema for Unbuilt {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Unbuilt".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::Schema::default()
+    }
+}
+
 /// Fails with the first setting of `config` that asks for something that is not built.
 pub(super) fn refuse_unbuilt(config: &VmConfig) -> Result<(), ConfigError> {
     refuse_device_kinds(config)?;
