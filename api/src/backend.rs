@@ -80,6 +80,16 @@ impl ApiError {
         Self::action(status, attempt, cause)
     }
 
+    /// A body that is not the expected JSON.
+    pub(crate) fn unreadable(cause: &dyn Error) -> Self {
+        Self::new(ErrorStatus::BadRequest, ["Failed to deserialize JSON"]).caused_by(cause)
+    }
+
+    /// A request that breaks the protocol.
+    pub(crate) fn bad_request() -> Self {
+        Self::new(ErrorStatus::BadRequest, ["Bad Request"])
+    }
+
     /// Adds `cause` and what it was caused by.
     fn caused_by(mut self, cause: &dyn Error) -> Self {
         let mut next = Some(cause);

@@ -64,6 +64,14 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Whether the text could not be read at all, so that it says nothing about a VM.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(
+            self,
+            Self::Empty | Self::TooLong { .. } | Self::Syntax { .. } | Self::Value { .. }
+        )
+    }
+
     /// Whether two devices claim the same name, path or slot, for which the API has a status of its own.
     pub fn is_duplicate(&self) -> bool {
         matches!(

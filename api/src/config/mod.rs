@@ -38,7 +38,6 @@ pub use validate::{MAX_ID_LEN, MAX_VCPUS, is_valid_id};
 
 pub(crate) use object::{null_is_default, objects};
 use object::{object_or_default, optional_object};
-#[cfg(test)]
 pub(crate) use parse::from_json;
 use refuse::Unbuilt;
 

@@ -1,0 +1,137 @@
+//! The table of commands: which path and method reads which request. The server, the OpenAPI document and the tests all
+//! go by it.
+
+use hyper::Method;
+
+use crate::backend::ApiError;
+use crate::config::{VmConfig, from_json};
+use crate::request::{Request, RestoreRequest, SnapshotRequest};
+
+/// What all paths begin with.
+pub(crate) const API_PREFIX: &str = "/api/v1/";
+
+/// A command of the API.
+pub(crate) struct Route {
+    /// The path after [`API_PREFIX`].
+    pub(crate) command: &'static str,
+    /// The only method that it answers.
+    pub(crate) method: Method,
+    /// How a request becomes a call.
+    pub(crate) target: Target,
+}
+
+/// How a request becomes a call.
+pub(crate) enum Target {
+    /// A call without a body.
+    Plain(Request),
+    /// A call that is read from a body.
+    Body(fn(&[u8]) -> Result<Request, ApiError>),
+    /// The OpenAPI document, which the server answers by itself.
+    Document,
+}
+
+/// Every command.
+pub(crate) static ROUTES: [Route; 17] = [
+    get("openapi.json", Target::Document),
+    get("vmm.ping", Target::Plain(Request::Ping)),
+    put("vmm.shutdown", Target::Plain(Request::VmmShutdown)),
+    put("vm.create", Target::Body(read_create)),
+    put("vm.boot", Target::Plain(Request::Boot)),
+    get("vm.info", Target::Plain(Request::Info)),
+    get("vm.counters", Target::Plain(Request::Counters)),
+    put("vm.pause", Target::Plain(Request::Pause)),
+    put("vm.resume", Target::Plain(Request::Resume)),
+    put("vm.snapshot", Target::Body(read_snapshot)),
+    put("vm.restore", Target::Body(read_restore)),
+    put("vm.shutdown", Target::Plain(Request::Shutdown)),
+    put("vm.delete", Target::Plain(Request::Delete)),
+    put("vm.reboot", Target::Plain(Request::Reboot)),
+    put("vm.power-button", Target::Plain(Request::PowerButton)),
+    get("vm.progress", Target::Plain(Request::Progress)),
+    put("vm.cancel", Target::Plain(Request::Cancel)),
+];
+
+const fn get(command: &'static str, target: Target) -> Route {
+    Route {
+        command,
+        method: Method::GET,
+        target,
+    }
+}
+
+const fn put(command: &'static str, target: Target) -> Route {
+    Route {
+        command,
+        method: Method::PUT,
+        target,
+    }
+}
+
+/// The command at `path`, if there is one.
+pub(crate) fn find(path: &str) -> Option<&'static Route> {
+    let command = path.strip_prefix(API_PREFIX)?;
+    ROUTES.iter().find(|route| route.command == command)
+}
+
+fn read_create(body: &[u8]) -> Result<Request, ApiError> {
+    let (config, warnings) = VmConfig::from_http_bytes(body).map_err(|error| {
+        if error.is_unreadable() {
+            ApiError::unreadable(&error)
+        } else {
+            ApiError::config("The VM could not be created", &error)
+        }
+    })?;
+    for warning in warnings {
+        tracing::warn!("vm.create: ignored {warning}");
+    }
+    Ok(Request::Create(Box::new(config)))
+}
+
+fn read_snapshot(body: &[u8]) -> Result<Request, ApiError> {
+    let (request, _): (SnapshotRequest, _) =
+        from_json(body).map_err(|error| ApiError::unreadable(&error))?;
+    Ok(Request::Snapshot(request))
+}
+
+fn read_restore(body: &[u8]) -> Result<Request, ApiError> {
+    let (request, _): (RestoreRequest, _) =
+        from_json(body).map_err(|error| ApiError::unreadable(&error))?;
+    request
+        .validate()
+        .map_err(|error| ApiError::config("The VM could not be restored", &error))?;
+    Ok(Request::Restore(request))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{API_PREFIX, ROUTES, Target, find};
+
+    #[test]
+    fn each_plain_route_makes_the_request_it_is_named_after() {
+        for route in &ROUTES {
+            if let Target::Plain(request) = &route.target {
+                assert_eq!(request.command(), route.command);
+            }
+        }
+    }
+
+    #[test]
+    fn routes_are_unique_and_found_by_their_path() {
+        let commands: HashSet<_> = ROUTES.iter().map(|route| route.command).collect();
+        assert_eq!(commands.len(), ROUTES.len());
+        assert!(find(&format!("{API_PREFIX}vm.info")).is_some());
+        for path in [
+            "",
+            "/",
+            "/api/v1/",
+            "/api/v1/vm.nmi",
+            "/api/v2/vm.info",
+            "/api/v1/vm.info/",
+            "vm.info",
+        ] {
+            assert!(find(path).is_none(), "{path}");
+        }
+    }
+}
