@@ -23,6 +23,8 @@ pub mod group;
 mod kernel;
 mod migratable;
 mod resuming;
+#[cfg(test)]
+mod robustness;
 mod saving;
 pub mod state;
 mod stream;
