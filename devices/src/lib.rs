@@ -18,6 +18,7 @@ pub mod log;
 pub mod pci_host;
 pub mod serial_port;
 pub mod uart16550;
+pub mod vfio;
 
 #[cfg(test)]
 mod testing;

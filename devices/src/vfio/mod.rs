@@ -1,0 +1,3 @@
+//! A PCI function passed through with VFIO: the traits it needs of the host.
+
+pub mod host;
