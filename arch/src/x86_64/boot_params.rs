@@ -62,7 +62,7 @@ pub struct MemoryRange {
     pub kind: MemoryKind,
 }
 
-/// The memory map (e820) of a machine with `ram_size` bytes of RAM, in ascending order.
+/// The memory map (e820) of a machine with `ram_size` bytes of RAM, at least 1 MiB, in ascending order.
 pub fn memory_map(ram_size: u64) -> Vec<MemoryRange> {
     use MemoryKind::{Ram, Reserved};
     let mut map = vec![

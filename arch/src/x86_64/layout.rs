@@ -95,6 +95,8 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 /// Command port of the keyboard controller (its reset line is what guests use).
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI sleep control, sleep status and reset register, one byte.
+///
+/// Before it writes a sleep type, a guest clears the wake status by writing 0x80; that has no effect here.
 pub const ACPI_CONTROL_PORT: u16 = 0x600;
 /// Value of [`ACPI_CONTROL_PORT`] that resets the machine.
 pub const ACPI_RESET_VALUE: u8 = 1;

@@ -24,7 +24,7 @@ const CLEARED: [Bits; 15] = [
     (0x1, 0, Edx, 1 << 18 | 1 << 21 | 1 << 22 | 1 << 29 | 1 << 31),
     // SGX: enclave pages cannot be saved. RDT monitoring and allocation: host resources.
     (0x7, 0, Ebx, 1 << 2 | 1 << 12 | 1 << 15),
-    // Processor trace: KVM does not offer it unless configured to, and its output needs a guest-wide memory type.
+    // Processor trace: off in KVM by default, so a host to restore on may well not have it.
     (0x7, 0, Ebx, 1 << 25),
     // OSPKE follows CR4. TME: the key is the host's. Key locker: its internal key cannot be read. SGX launch control.
     (0x7, 0, Ecx, 1 << 4 | 1 << 13 | 1 << 23 | 1 << 30),
@@ -43,24 +43,26 @@ const CLEARED: [Bits; 15] = [
     (0x8000_0007, 0, Edx, !(1 << 8)),
 ];
 
-/// Leaves no guest gets, in the same order of ideas: MONITOR, DCA, cache quality, SGX, processor trace, key locker,
-/// hybrid, PCONFIG, last branch records; AMD: SEV, memory bandwidth, IBS, extended topology (leaf 0xB says it all).
-const REMOVED: [u32; 13] = [
+/// Leaves no guest gets.
+const REMOVED: [u32; 14] = [
+    // MONITOR, direct cache access, cache monitoring and allocation.
     0x5,
     0x9,
     0xf,
     0x10,
+    // SGX, processor trace, key locker, hybrid, PCONFIG, last branch records.
     0x12,
     0x14,
     0x19,
     0x1a,
     0x1b,
     0x1c,
+    // IBS, memory encryption, bandwidth enforcement, and AMD's second topology leaf: 0xB says it all.
     0x8000_001b,
     0x8000_001f,
     0x8000_0020,
+    0x8000_0026,
 ];
-const AMD_EXTENDED_TOPOLOGY: u32 = 0x8000_0026;
 
 const PERFORMANCE_MONITORING: u32 = 0xa;
 const AMD_PERFORMANCE_MONITORING: u32 = 0x8000_0022;
@@ -71,10 +73,11 @@ const SVM_FEATURES: u32 = 0x8000_000a;
 /// VMX and SVM.
 const NESTED_BITS: [Bits; 2] = [(0x1, 0, Ecx, 1 << 5), (0x8000_0001, 0, Ecx, 1 << 2)];
 
-/// AMX-BF16, AMX-TILE, AMX-INT8; AMX-FP16.
-const AMX_BITS: [Bits; 2] = [
+/// AMX-BF16, AMX-TILE, AMX-INT8; AMX-FP16; AMX-COMPLEX.
+const AMX_BITS: [Bits; 3] = [
     (0x7, 0, Edx, 1 << 22 | 1 << 24 | 1 << 25),
     (0x7, 1, Eax, 1 << 21),
+    (0x7, 1, Edx, 1 << 8),
 ];
 const TILE_INFORMATION: u32 = 0x1d;
 const TMUL_INFORMATION: u32 = 0x1e;
@@ -91,7 +94,7 @@ const TSC_DEADLINE_BIT: u32 = 1 << 24;
 /// Takes away what the guest must not see and sets what the in-kernel APIC provides.
 pub(super) fn filter(leaves: &mut Leaves, params: &CpuParams) {
     clear_all(leaves, &CLEARED);
-    for leaf in REMOVED.into_iter().chain([AMD_EXTENDED_TOPOLOGY]) {
+    for leaf in REMOVED {
         leaves.remove(leaf);
     }
     if !params.pmu {

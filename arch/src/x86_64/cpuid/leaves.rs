@@ -1,5 +1,7 @@
 //! A set of CPUID leaves that can be looked up and changed, in the form KVM takes and gives.
 
+use std::fmt;
+
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,17 @@ impl Register {
             Self::Ecx => &mut entry.ecx,
             Self::Edx => &mut entry.edx,
         }
+    }
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eax => "EAX",
+            Self::Ebx => "EBX",
+            Self::Ecx => "ECX",
+            Self::Edx => "EDX",
+        })
     }
 }
 

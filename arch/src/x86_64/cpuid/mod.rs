@@ -5,6 +5,7 @@
 //! that this host can keep all their promises.
 
 mod compare;
+mod feature_words;
 mod features;
 mod leaves;
 #[cfg(test)]

@@ -299,7 +299,7 @@ fn missing_features_are_named() {
     let missing = missing_features(&saved, &guest_cpuid(&older, &params));
     let text: Vec<String> = missing.iter().map(MissingFeature::to_string).collect();
     assert_eq!(text.len(), 2, "{text:?}");
-    assert_eq!(text[0], "CPUID 0x7.0 Ebx bits 0x10000 (avx512f)");
+    assert_eq!(text[0], "CPUID 0x7.0 EBX bits 0x10000 (avx512f)");
     assert!(text[1].contains("physical address bits"));
     // Guests do not mind more than they know.
     assert_eq!(missing_features(&guest_cpuid(&older, &params), &saved), []);
