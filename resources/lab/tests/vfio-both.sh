@@ -1,4 +1,5 @@
 # about: an mtty and an NVMe in one VM
+# kernel: debian iommufd
 # devices: nvme mtty
 # timeout: 180
 . /lab/lib.sh

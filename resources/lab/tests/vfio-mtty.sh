@@ -1,4 +1,5 @@
 # about: L2's serial driver echoes through a passed-through mtty, with interrupts, before and after a guest reboot
+# kernel: debian iommufd
 # devices: mtty
 # timeout: 180
 . /lab/lib.sh

@@ -1,4 +1,5 @@
 # about: the same card with its legacy INTx
+# kernel: debian iommufd
 # devices: e1000e
 # timeout: 180
 . /lab/lib.sh

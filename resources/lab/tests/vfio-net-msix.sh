@@ -1,4 +1,5 @@
 # about: a network card with several MSI-X vectors
+# kernel: debian iommufd
 # devices: e1000e
 # timeout: 180
 . /lab/lib.sh

@@ -1,4 +1,5 @@
 # about: L2 reads back what it wrote to a passed-through NVMe, its MSI-X interrupts rise, before and after a reboot
+# kernel: debian iommufd
 # devices: nvme
 # timeout: 180
 . /lab/lib.sh

@@ -6,7 +6,7 @@
 //! # memory: 3072                  MiB of L1
 //! # smp: 2                        vCPUs of L1
 //! # timeout: 120                  seconds, before --patience
-//! # kernel: debian                or iommufd: the second L1 kernel, only with --full
+//! # kernel: debian iommufd        one run on each; iommufd, the second L1 kernel, only with --full
 //! # files: vmlinux                further files at /lab/NAME
 //! # modules: nvme                 further modules of L1
 //! # full: yes                     only with --full
@@ -52,6 +52,8 @@ pub struct Scenario {
     pub vcpus: u32,
     pub timeout_s: u64,
     pub kernel: KernelKind,
+    /// Further kernels, each one more run.
+    also_on: Vec<KernelKind>,
     pub files: Vec<String>,
     pub modules: Vec<String>,
     pub full: bool,
@@ -79,6 +81,7 @@ impl Scenario {
             vcpus: 2,
             timeout_s: 120,
             kernel: KernelKind::Debian,
+            also_on: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
             full: false,
@@ -122,11 +125,15 @@ impl Scenario {
             "smp" => self.vcpus = number()?,
             "timeout" => self.timeout_s = number()?.into(),
             "kernel" => {
-                self.kernel = match value {
-                    "debian" => KernelKind::Debian,
-                    "iommufd" => KernelKind::Iommufd,
-                    other => return Err(format!("there is no kernel `{other}`")),
-                };
+                let mut kernels = value
+                    .split_whitespace()
+                    .map(kernel)
+                    .collect::<Result<Vec<_>, _>>()?;
+                if kernels.is_empty() {
+                    return Err("`kernel` names no kernel".to_string());
+                }
+                self.kernel = kernels.remove(0);
+                self.also_on = kernels;
             }
             "files" => self.files = value.split_whitespace().map(str::to_string).collect(),
             "modules" => self.modules = value.split_whitespace().map(str::to_string).collect(),
@@ -136,9 +143,28 @@ impl Scenario {
         Ok(())
     }
 
+    /// This run and those on further kernels, which have the kernel's name behind an `@`.
+    fn variants(self) -> Vec<Scenario> {
+        let further = self.also_on.iter().map(|kernel| Scenario {
+            name: format!("{}@{}", self.name, format!("{kernel:?}").to_lowercase()),
+            kernel: *kernel,
+            ..self.clone()
+        });
+        let further: Vec<Scenario> = further.collect();
+        std::iter::once(self).chain(further).collect()
+    }
+
     /// Does it run only when everything is asked for?
     pub fn only_in_full(&self) -> bool {
         self.full || self.kernel == KernelKind::Iommufd
+    }
+}
+
+fn kernel(name: &str) -> Result<KernelKind, String> {
+    match name {
+        "debian" => Ok(KernelKind::Debian),
+        "iommufd" => Ok(KernelKind::Iommufd),
+        other => Err(format!("there is no kernel `{other}`")),
     }
 }
 
@@ -162,10 +188,11 @@ pub fn all(directory: &Path) -> Result<Vec<Scenario>, Error> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "sh"))
         .collect();
     scripts.sort();
-    scripts
-        .iter()
-        .map(|script| Scenario::read(script))
-        .collect()
+    let mut scenarios = Vec::new();
+    for script in &scripts {
+        scenarios.extend(Scenario::read(script)?.variants());
+    }
+    Ok(scenarios)
 }
 
 #[cfg(test)]
@@ -180,6 +207,16 @@ mod tests {
         assert_eq!(scenario.devices, [Device::Nvme, Device::Mtty]);
         assert_eq!((scenario.memory_mib, scenario.vcpus), (4096, 2));
         assert!(!scenario.only_in_full());
+    }
+
+    #[test]
+    fn a_second_kernel_is_a_second_run_kept_for_full() {
+        let scenario = Scenario::parse(Path::new("x/a.sh"), "# kernel: debian iommufd\n").unwrap();
+        let runs = scenario.variants();
+        let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+        assert_eq!(names, ["a", "a@iommufd"]);
+        assert_eq!(runs[1].kernel, KernelKind::Iommufd);
+        assert!(!runs[0].only_in_full() && runs[1].only_in_full());
     }
 
     #[test]
