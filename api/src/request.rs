@@ -177,6 +177,9 @@ pub struct RestoredNetFds {
 pub struct RestoredVfioFd {
     /// The device.
     pub id: String,
+    /// The descriptor travels outside of JSON; the number here is ignored.
+    #[serde(default, skip_serializing)]
+    pub fd: Option<i64>,
 }
 
 /// The host NUMA node of a memory zone.
@@ -359,10 +362,25 @@ mod tests {
     }
 
     #[test]
+    fn mistyped_option_is_compared_with_the_options_of_the_request() {
+        let text = br#"{"source_url":"file:///s","verfy":true,"device_paths":[{"id":"v","path":"/d","cpus":1}]}"#;
+        let (_, warnings): (RestoreRequest, _) = from_json(text).expect("it can be read");
+        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            warnings,
+            [
+                "unknown field verfy; did you mean verify?",
+                "unknown field device_paths[0].cpus"
+            ]
+        );
+    }
+
+    #[test]
     fn restore_counts_one_fd_per_device_and_the_iommufd() {
         let request =
             restore(r#"{"source_url":"file:///s","vfio_fds":[{"id":"a","fd":null},{"id":"b"}]}"#);
         assert_eq!(request.expected_fds(), 3);
+        assert_eq!(request.vfio_fds.map_or(0, |fds| fds.len()), 2);
         assert_eq!(
             restore(r#"{"source_url":"file:///s","vfio_fds":[]}"#).expected_fds(),
             1

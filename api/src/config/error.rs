@@ -182,7 +182,7 @@ impl JsonFault {
             }
         } else {
             ConfigError::Value {
-                path: cut(&path),
+                path: excerpt(&path, QUOTE_LIMIT_CHARS),
                 source: self,
             }
         }
@@ -202,25 +202,34 @@ impl JsonFault {
 impl fmt::Display for JsonFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_string();
-        if text.chars().count() <= QUOTE_LIMIT_CHARS {
-            return formatter.write_str(&text);
+        formatter.write_str(&excerpt(&text, QUOTE_LIMIT_CHARS))?;
+        if text.chars().nth(QUOTE_LIMIT_CHARS).is_some() {
+            write!(
+                formatter,
+                " at line {} column {}",
+                self.line(),
+                self.column()
+            )?;
         }
-        write!(
-            formatter,
-            "{} at line {} column {}",
-            cut(&text),
-            self.line(),
-            self.column()
-        )
+        Ok(())
     }
 }
 
 impl std::error::Error for JsonFault {}
 
-fn cut(text: &str) -> String {
-    let mut kept: String = text.chars().take(QUOTE_LIMIT_CHARS).collect();
-    if kept.len() < text.len() {
-        kept.push_str("...");
+/// The beginning of `text`, fit for a terminal: it may come from anyone.
+pub(super) fn excerpt(text: &str, limit_chars: usize) -> String {
+    let mut kept = String::new();
+    for (count, character) in text.chars().enumerate() {
+        if count == limit_chars {
+            kept.push_str("...");
+            break;
+        }
+        if character.is_control() {
+            kept.extend(character.escape_default());
+        } else {
+            kept.push(character);
+        }
     }
     kept
 }

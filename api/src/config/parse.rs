@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 
 use super::error::JsonFault;
+use super::fields::field_names;
 use super::object::Object;
 use super::refuse::refuse_unbuilt;
 use super::unknown::Warning;
@@ -50,10 +51,11 @@ pub(crate) fn from_json<T: DeserializeOwned>(
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(ConfigError::Empty);
     }
+    let root = field_names::<T>();
     let mut warnings = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
         if warnings.len() < WARNING_LIMIT {
-            warnings.push(Warning::of_ignored(&path));
+            warnings.push(Warning::of_ignored(&path, root));
         }
     };
     let mut json = serde_json::Deserializer::from_slice(bytes);

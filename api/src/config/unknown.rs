@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde_ignored::Path;
 
+use super::error::excerpt;
 use super::fields::field_names;
 use super::{
     ConsoleConfig, CpuAffinity, CpuFeatures, CpuTopology, CpusConfig, DebugConsoleConfig,
-    DeviceConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig, VmConfig,
+    DeviceConfig, MemoryConfig, PayloadConfig, PlatformConfig, RngConfig, SerialConfig,
 };
 
 /// Longest field name that is searched for a similar one, and longest part of a name that a message repeats.
@@ -33,12 +34,17 @@ impl fmt::Display for Warning {
 }
 
 impl Warning {
-    /// Describes the field at `path`, which a parser has just ignored.
-    pub(crate) fn of_ignored(path: &Path<'_>) -> Self {
+    /// Describes the field at `path`, which a parser has just ignored; `root` are the known names at the top.
+    pub(super) fn of_ignored(path: &Path<'_>, root: &'static [&'static str]) -> Self {
         let (object, name) = split_last(path);
+        let known = if object.is_empty() {
+            root
+        } else {
+            known_names(&object)
+        };
         Self {
             path: render(path),
-            nearest: name.and_then(|name| nearest_name(&object, name)),
+            nearest: name.and_then(|name| nearest_name(known, name)),
         }
     }
 }
@@ -49,7 +55,7 @@ fn render(path: &Path<'_>) -> String {
         Path::Root => String::new(),
         Path::Seq { parent, index } => format!("{}[{index}]", render(parent)),
         Path::Map { parent, key } => {
-            let (parent, key) = (render(parent), cut(key));
+            let (parent, key) = (render(parent), excerpt(key, NAME_LIMIT_CHARS));
             if parent.is_empty() {
                 key
             } else {
@@ -60,14 +66,6 @@ fn render(path: &Path<'_>) -> String {
         | Path::NewtypeStruct { parent }
         | Path::NewtypeVariant { parent } => render(parent),
     }
-}
-
-fn cut(name: &str) -> String {
-    let mut kept: String = name.chars().take(NAME_LIMIT_CHARS).collect();
-    if kept.len() < name.len() {
-        kept.push_str("...");
-    }
-    kept
 }
 
 /// The object that holds the field, with `[]` for each list index, and the field's name.
@@ -99,14 +97,14 @@ fn shape(path: &Path<'_>) -> String {
     }
 }
 
-fn nearest_name(object: &str, name: &str) -> Option<&'static str> {
+fn nearest_name(known: &[&'static str], name: &str) -> Option<&'static str> {
     let length = name.chars().count();
     if length > NAME_LIMIT_CHARS {
         return None;
     }
     // Up to a third of the letters may differ, so that "kernell" finds "kernel" and "foo" finds nothing.
     let allowed = (length / 3).max(1);
-    known_names(object)
+    known
         .iter()
         .map(|known| (strsim::damerau_levenshtein(name, known), *known))
         .filter(|(distance, _)| *distance <= allowed)
@@ -114,9 +112,9 @@ fn nearest_name(object: &str, name: &str) -> Option<&'static str> {
         .map(|(_, known)| known)
 }
 
+/// The fields of an object inside of a VM config; none for any other.
 pub(super) fn known_names(object: &str) -> &'static [&'static str] {
     match object {
-        "" => field_names::<VmConfig>(),
         "cpus" => field_names::<CpusConfig>(),
         "cpus.topology" => field_names::<CpuTopology>(),
         "cpus.features" => field_names::<CpuFeatures>(),

@@ -4,7 +4,7 @@
 use hyper::Method;
 
 use crate::backend::ApiError;
-use crate::config::{VmConfig, from_json};
+use crate::config::{VmConfig, Warning, from_json};
 use crate::request::{Request, RestoreRequest, SnapshotRequest};
 
 /// What all paths begin with.
@@ -81,25 +81,31 @@ fn read_create(body: &[u8]) -> Result<Request, ApiError> {
             ApiError::config("The VM could not be created", &error)
         }
     })?;
-    for warning in warnings {
-        tracing::warn!("vm.create: ignored {warning}");
-    }
+    log_ignored("vm.create", &warnings);
     Ok(Request::Create(Box::new(config)))
 }
 
 fn read_snapshot(body: &[u8]) -> Result<Request, ApiError> {
-    let (request, _): (SnapshotRequest, _) =
+    let (request, warnings): (SnapshotRequest, _) =
         from_json(body).map_err(|error| ApiError::unreadable(&error))?;
+    log_ignored("vm.snapshot", &warnings);
     Ok(Request::Snapshot(request))
 }
 
 fn read_restore(body: &[u8]) -> Result<Request, ApiError> {
-    let (request, _): (RestoreRequest, _) =
+    let (request, warnings): (RestoreRequest, _) =
         from_json(body).map_err(|error| ApiError::unreadable(&error))?;
     request
         .validate()
         .map_err(|error| ApiError::config("The VM could not be restored", &error))?;
+    log_ignored("vm.restore", &warnings);
     Ok(Request::Restore(request))
+}
+
+fn log_ignored(command: &str, warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!("{command}: ignored {warning}");
+    }
 }
 
 #[cfg(test)]
