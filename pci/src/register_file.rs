@@ -29,7 +29,8 @@ pub(crate) enum Role {
     ResetControl,
 }
 
-/// One dword and its rules. A bit in none of the masks is read-only.
+/// One dword and its rules. A bit in none of the masks is read-only; none is in both of `writable`
+/// and `write_one_clears`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Register {
     pub value: u32,
@@ -53,7 +54,7 @@ impl Register {
     }
 
     fn write(&mut self, write: DwordWrite, stored: u32) {
-        let stored = stored & !self.write_one_clears & write.enable;
+        let stored = stored & write.enable;
         self.value = self.value & !stored | write.value & stored;
         self.value &= !(self.write_one_clears & write.value);
     }

@@ -77,6 +77,7 @@ fn device_bytes() -> Vec<u8> {
         (0x08, 0x0200_0000),
         (0x0c, 0x0080_0010),
         (0x10, 0xe000_000c),
+        (0x30, 0xfea0_0001),
         (0x34, 0x40),
         (0x3c, 0x0000_010b),
         (0x40, 0x0002_8010),
@@ -229,6 +230,21 @@ fn masked_msi_vector_fires_once_when_unmasked() {
 }
 
 #[test]
+fn pending_msi_vector_that_is_not_masked_is_refused() {
+    let mut config = emulated().build();
+    let _ = config.write(0x50, &[0x02]);
+    let _ = config.write(0x42, &[0x21, 0x00]);
+    assert_eq!(config.raise_msi(1), None);
+    let mut state = config.save();
+    assert!(emulated().restore(&state).is_ok());
+    state.registers.retain(|register| register.offset != 0x50);
+    let refused = emulated()
+        .restore(&state)
+        .map(|config| config.msi_vectors());
+    assert_eq!(refused, Err(StateError::MsiPendingUnmasked { vector: 1 }));
+}
+
+#[test]
 fn msi_shapes_have_their_registers_where_the_specification_says() {
     for (address_64, per_vector_masking, control, data) in [
         (false, false, 0, 0x48),
@@ -313,6 +329,7 @@ fn shadow_starts_from_the_device_without_what_the_host_programmed() {
         "multifunction is for the root complex"
     );
     assert_eq!(read(&config, 0x10), 0);
+    assert_eq!(read(&config, 0x30), 0);
     assert_eq!(read(&config, 0x3c), 0x0000_0100);
     assert_eq!(read(&config, 0xa4), 0xabcd_ef01);
     assert_eq!(read(&config, 0x184), 0x1122_3344);
@@ -396,6 +413,26 @@ fn passed_through_registers_record_writes_and_accept_any_state() {
     assert_eq!(read(&config, 0x90), 0x0003_a011, "MSI-X is the model's");
     let restored = describe().restore(&config.save()).unwrap();
     assert_eq!(read(&restored, 0x48), 0x0000_5130);
+}
+
+#[test]
+fn reads_of_the_hardware_leave_the_model_its_registers() {
+    let mut builder = shadow();
+    builder.adopt_msi().unwrap();
+    builder.adopt_msix().unwrap();
+    builder.pass_through(0, 4096);
+    let mut config = builder.build();
+    let _ = config.write(0x10, &0xfe00_0000_u32.to_le_bytes());
+    let _ = config.write(0x04, &[0x06, 0x04]);
+    let _ = config.write(0x84, &0xfee0_2000_u32.to_le_bytes());
+    let before = config.save();
+    // Link status of PCI Express is the hardware's, all else here is not.
+    for offset in [0x04, 0x10, 0x80, 0x84, 0x88, 0x90, 0x94] {
+        config.mirror_read(offset, &[0x00, 0x00, 0x00, 0x00]);
+    }
+    assert_eq!(config.save(), before);
+    config.mirror_read(0x52, &[0x43, 0x10]);
+    assert_eq!(read(&config, 0x50), 0x1043_0000);
 }
 
 #[test]
