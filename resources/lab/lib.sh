@@ -43,7 +43,10 @@ wait_until() {
 }
 
 # count FILE PATTERN: how many lines match.
-count() { grep -cE "$2" "$1" 2>/dev/null || true; }
+count() {
+    [ -e "$1" ] || { echo 0; return; }
+    grep -cE "$2" "$1" || true
+}
 
 seen_times() { [ "$(count "$1" "$2")" -ge "$3" ] || vm_gone; }
 # expect NAME PATTERN SECONDS [TIMES]: the VM's serial file must show it, and the VM must live until it does.
