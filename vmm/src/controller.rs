@@ -1,26 +1,35 @@
 //! The main loop: owns the machine and what outlives it, and acts on what guests, signals and API clients ask for.
 
+mod requests;
+mod slot;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use dormouse_api::config::{self, ConfigError, SerialConfig, VmConfig};
 use dormouse_devices::console::{
     Console, ConsoleError, ConsoleMode, ConsoleSubscriber, restore_terminal,
 };
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::control::{Calls, Remote};
 use crate::events::{EventQueue, MachineEvent};
 use crate::kvm::{self, Kvm, StopReason};
 use crate::machine::{BuildError, Host, Machine};
 use crate::seccomp;
 use crate::signals::Signals;
 use crate::vcpu_thread;
+use slot::{Slot, Vm};
 
-/// Why the process cannot go on.
+/// How long the end of the process waits for a slow reader of the guest's last output.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+
+/// Why the process cannot go on, or a VM not start.
 #[derive(Debug, Error)]
 pub enum Error {
     /// KVM cannot be used.
@@ -75,10 +84,18 @@ pub enum Outcome {
     Terminated(i32),
     /// The user typed the escape sequence that ends the VM.
     Quit,
+    /// An API client asked the VMM to end.
+    Shutdown,
 }
 
-/// How long the end of the process waits for a slow reader of the guest's last output.
-const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+/// What the end of the guest means for the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// The process ends with its guest.
+    OfTheGuest,
+    /// The process waits for an API client to boot another.
+    OfTheServer,
+}
 
 /// Subscribers of the event loop, of different types.
 type Subscribers = EventManager<Box<dyn MutEventSubscriber>>;
@@ -99,15 +116,21 @@ impl MutEventSubscriber for Wake {
     }
 }
 
-/// The main loop and its machine.
+/// An open console and its place in the event loop.
+struct OpenConsole {
+    console: Console,
+    subscriber: SubscriberId,
+}
+
+/// The main loop and its VM.
 pub struct Controller {
-    machine: Option<Machine>,
-    config: Option<VmConfig>,
-    console: Option<Console>,
+    vm: Option<Vm>,
+    console: Option<OpenConsole>,
     host: Host,
     queue: EventQueue,
+    calls: Calls,
     subscribers: Subscribers,
-    _terminated_by: Arc<AtomicUsize>,
+    lifetime: Lifetime,
 }
 
 impl Controller {
@@ -115,7 +138,7 @@ impl Controller {
     ///
     /// # Errors
     /// When KVM cannot be used or the process cannot be set up.
-    pub fn new(seccomp_mode: seccomp::Mode) -> Result<Self, Error> {
+    pub fn new(seccomp_mode: seccomp::Mode, lifetime: Lifetime) -> Result<Self, Error> {
         restore_terminal_on_panic();
         let kvm = Kvm::open().map_err(Error::Kvm)?;
         kvm::install_kick_handler().map_err(Error::Kvm)?;
@@ -128,7 +151,6 @@ impl Controller {
             what: "take over SIGTERM and SIGINT",
             source,
         })?;
-        let terminated_by = signals.last();
         subscribers.add_subscriber(Box::new(signals));
         subscribers.add_subscriber(Box::new(Wake(queue.wake())));
         seccomp::apply(seccomp_mode, seccomp::Role::Vmm).map_err(Error::Seccomp)?;
@@ -138,91 +160,111 @@ impl Controller {
             seccomp: seccomp_mode,
         };
         Ok(Self {
-            machine: None,
-            config: None,
+            vm: None,
             console: None,
             host,
+            calls: Calls::new(queue.wake()),
             queue,
             subscribers,
-            _terminated_by: terminated_by,
+            lifetime,
         })
+    }
+
+    /// What an API server calls.
+    #[must_use]
+    pub fn remote(&self) -> Arc<Remote> {
+        self.calls.remote()
     }
 
     /// Builds the machine that `config` describes and starts it.
     ///
     /// # Errors
-    /// When the config is not valid or the machine cannot be built; nothing is left behind then.
+    /// When the config is not valid or the machine cannot be built; the config is kept, as after `vm.create`.
     pub fn boot(&mut self, config: VmConfig) -> Result<(), Error> {
+        self.vm = Some(Vm::new(config));
+        self.start()
+    }
+
+    /// Boots the VM that was created.
+    fn start(&mut self) -> Result<(), Error> {
+        let Some(vm) = &self.vm else { return Ok(()) };
+        let config = Arc::clone(&vm.config);
         config.validate().map_err(Error::Config)?;
-        if self.console.is_none() {
-            let (console, subscriber) = self.open_console(&config.serial)?;
-            self.subscribers.add_subscriber(Box::new(subscriber));
-            self.console = Some(console);
-        }
-        self.start_machine(&config)?;
-        self.config = Some(config);
-        Ok(())
-    }
-
-    fn open_console(&self, config: &SerialConfig) -> Result<(Console, ConsoleSubscriber), Error> {
-        let events = self.queue.sender();
-        let mode = console_mode(config);
-        Console::open(&mode, move || events.send(MachineEvent::Quit)).map_err(Error::Console)
-    }
-
-    fn start_machine(&mut self, config: &VmConfig) -> Result<(), Error> {
-        let machine =
-            Machine::build(config, &self.host, self.console.as_ref()).map_err(Error::Build)?;
+        self.open_console(&config.serial)?;
+        let console = self.console.as_ref().map(|open| &open.console);
+        let machine = Machine::build(&config, &self.host, console).map_err(Error::Build)?;
         machine.start().map_err(Error::Vcpu)?;
-        self.machine = Some(machine);
+        self.set_slot(Slot::Running(machine));
         Ok(())
     }
 
-    /// Serves events until the guest powers off or the process is told to end.
+    /// Opens the console, once for all machines that this VM goes through.
+    fn open_console(&mut self, config: &SerialConfig) -> Result<(), Error> {
+        if self.console.is_none() {
+            let events = self.queue.sender();
+            let (console, subscriber) = Console::open(&console_mode(config), move || {
+                events.send(MachineEvent::Quit)
+            })
+            .map_err(Error::Console)?;
+            let subscriber: Box<ConsoleSubscriber> = Box::new(subscriber);
+            let subscriber = self.subscribers.add_subscriber(subscriber);
+            self.console = Some(OpenConsole {
+                console,
+                subscriber,
+            });
+        }
+        Ok(())
+    }
+
+    /// Serves events and requests until the process is to end.
     ///
     /// # Errors
     /// When the guest or the VMM cannot go on.
     pub fn run(&mut self) -> Result<Outcome, Error> {
-        loop {
-            match self.subscribers.run() {
-                Ok(_) => {}
-                Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
-                Err(error) => return Err(Error::EventLoop(error)),
+        let outcome = loop {
+            match self.serve_once() {
+                Ok(None) => {}
+                Ok(Some(outcome)) => break Ok(outcome),
+                Err(error) => break Err(error),
             }
-            while let Some(event) = self.queue.next() {
-                match self.handle(event) {
-                    Ok(None) => {}
-                    Ok(Some(outcome)) => {
-                        self.end_machine();
-                        return Ok(outcome);
-                    }
-                    Err(error) => {
-                        self.end_machine();
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        };
+        self.end_machine(Slot::Down);
+        self.close_console();
+        outcome
     }
 
-    /// Ends the machine and gives its last output to whoever reads it.
-    fn end_machine(&mut self) {
-        self.machine = None;
-        if let Some(console) = &self.console {
-            console.detach();
-            console.drain(DRAIN_LIMIT);
+    fn serve_once(&mut self) -> Result<Option<Outcome>, Error> {
+        match self.subscribers.run() {
+            Ok(_) => {}
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(Error::EventLoop(error)),
         }
+        while let Some(event) = self.queue.next() {
+            if let Some(outcome) = self.handle(event)? {
+                return Ok(Some(outcome));
+            }
+        }
+        while let Some(call) = self.calls.next() {
+            if let Some(outcome) = self.answer(call) {
+                return Ok(Some(outcome));
+            }
+        }
+        Ok(None)
     }
 
     fn handle(&mut self, event: MachineEvent) -> Result<Option<Outcome>, Error> {
-        match event {
+        let ended = match event {
             MachineEvent::Reset => {
                 tracing::info!("the guest resets");
-                self.reboot()?;
+                self.restart().err()
             }
             MachineEvent::PowerOff => {
                 tracing::info!("the guest powered off");
-                return Ok(Some(Outcome::PowerOff));
+                if self.lifetime == Lifetime::OfTheGuest {
+                    return Ok(Some(Outcome::PowerOff));
+                }
+                self.end_machine(Slot::PoweredOff);
+                None
             }
             MachineEvent::Quit => {
                 tracing::info!("the user ended the VM");
@@ -232,26 +274,58 @@ impl Controller {
                 tracing::info!(signal, "told to end");
                 return Ok(Some(Outcome::Terminated(signal)));
             }
-            MachineEvent::VcpuStopped { vcpu, reason } => {
-                return Err(Error::VcpuStopped { vcpu, reason });
+            MachineEvent::VcpuStopped { vcpu, reason } => Some(Error::VcpuStopped { vcpu, reason }),
+            MachineEvent::ThreadFailed(source) => Some(Error::Thread(source)),
+        };
+        match ended {
+            None => Ok(None),
+            Some(error) if self.lifetime == Lifetime::OfTheGuest => Err(error),
+            Some(error) => {
+                tracing::error!("the VM ended: {}", chain(&error));
+                self.end_machine(Slot::PoweredOff);
+                Ok(None)
             }
-            MachineEvent::ThreadFailed(source) => return Err(Error::Thread(source)),
         }
-        Ok(None)
     }
 
-    fn reboot(&mut self) -> Result<(), Error> {
-        self.machine = None;
-        // What the old machine's vCPUs still had to say concerns nobody any more.
-        self.queue.clear();
-        match self.config.take() {
-            Some(config) => {
-                self.start_machine(&config)?;
-                self.config = Some(config);
-                Ok(())
-            }
-            None => Ok(()),
+    /// Drops the machine and builds it anew, devices reset.
+    fn restart(&mut self) -> Result<(), Error> {
+        self.end_machine(Slot::Down);
+        self.start()
+    }
+
+    /// Drops the machine, if there is one.
+    fn end_machine(&mut self, slot: Slot) {
+        self.set_slot(slot);
+        if let Some(open) = &self.console {
+            open.console.detach();
         }
+        // What the old machine's vCPUs still had to say concerns nobody any more.
+        self.queue.forget_machine();
+    }
+
+    /// Gives the guest's last output to whoever reads it, and closes the console.
+    fn close_console(&mut self) {
+        if let Some(open) = self.console.take() {
+            open.console.drain(DRAIN_LIMIT);
+            // Only fails for a subscriber that is not there.
+            let _ = self.subscribers.remove_subscriber(open.subscriber);
+        }
+    }
+
+    fn set_slot(&mut self, slot: Slot) {
+        if let Some(vm) = &mut self.vm {
+            vm.slot = slot;
+        }
+        self.publish();
+    }
+
+    /// Lets API clients see the state as it is now.
+    fn publish(&self) {
+        let shared = self.calls.shared();
+        shared.publish(self.vm.as_ref().map(Vm::info));
+        let machine = self.vm.as_ref().and_then(Vm::machine);
+        shared.publish_counters(machine.map(|machine| Arc::clone(machine.counters())));
     }
 }
 
@@ -275,4 +349,15 @@ fn restore_terminal_on_panic() {
         restore_terminal();
         report(panic);
     }));
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
 }

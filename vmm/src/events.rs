@@ -86,8 +86,13 @@ impl EventQueue {
         self.queue.try_recv().ok()
     }
 
-    /// Drops what is queued: events of a machine that no longer exists.
-    pub fn clear(&self) {
-        while self.next().is_some() {}
+    /// Drops what a machine that no longer exists had queued; what concerns the process stays.
+    pub fn forget_machine(&self) {
+        let kept: Vec<_> = std::iter::from_fn(|| self.next())
+            .filter(|event| matches!(event, MachineEvent::Terminate(_) | MachineEvent::Quit))
+            .collect();
+        for event in kept {
+            self.sender.send(event);
+        }
     }
 }

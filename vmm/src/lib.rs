@@ -4,6 +4,7 @@
 //! module that knows KVM's descriptors; `unsafe` stays in `kvm` and `memory`. Nothing here knows HTTP: requests arrive as the
 //! values of `dormouse_api`.
 
+pub mod control;
 pub mod controller;
 pub mod events;
 pub mod kvm;

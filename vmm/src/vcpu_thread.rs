@@ -136,18 +136,8 @@ impl VcpuThread {
         }
     }
 
-    /// Runs `f` on the parked vCPU, in its thread, and waits for the answer. The caller has asked the thread to park.
-    ///
-    /// # Errors
-    /// When the thread has died.
-    pub fn call<R: Send + 'static>(
-        &self,
-        f: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
-    ) -> Result<R, Error> {
-        self.begin_call(f)?.recv().map_err(|_| self.gone())
-    }
-
-    /// Like [`VcpuThread::call`], but returns a channel for the answer, so that many vCPUs can work at once.
+    /// Runs `f` on the vCPU in its own thread as soon as it is parked. The answer comes through a channel, so that many vCPUs
+    /// can work at once; the caller has asked the thread to park.
     ///
     /// # Errors
     /// When the thread has died.

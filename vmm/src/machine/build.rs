@@ -115,7 +115,7 @@ impl Machine {
             platform,
             _pci: pci,
             counters,
-            _vm: vm,
+            vm,
             ram,
         })
     }

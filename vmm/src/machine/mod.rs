@@ -4,17 +4,19 @@
 //! then the VM descriptor and last the RAM behind it go.
 
 mod build;
+mod paused;
 mod platform;
 mod topology;
 
 use std::sync::Arc;
 
 pub use build::{Error as BuildError, Host};
+pub use paused::{Error as PauseError, PausedMachine, Refused};
 pub use topology::Processors;
 
 use platform::Platform;
 
-use crate::kvm::Vm;
+use crate::kvm::{Vcpu, Vm};
 use crate::memory::Ram;
 use crate::pci_bus::PciBus;
 use crate::vcpu_thread::{Error as VcpuError, ExitCounters, VcpuThread};
@@ -25,7 +27,7 @@ pub struct Machine {
     platform: Platform,
     _pci: Arc<PciBus>,
     counters: Arc<ExitCounters>,
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
     ram: Ram,
 }
 
@@ -39,20 +41,25 @@ impl Machine {
     }
 
     /// Gets all vCPUs out of the guest and waits until each is parked.
-    ///
-    /// # Errors
-    /// When a vCPU thread has died.
-    pub fn park_vcpus(&self) -> Result<(), VcpuError> {
+    fn park_vcpus(&self) -> Result<(), VcpuError> {
         self.vcpus.iter().for_each(VcpuThread::request_park);
-        let parked = self
+        self.on_all_vcpus(|_| ()).map(drop)
+    }
+
+    /// Runs `work` on every vCPU in its own thread, all at once, and waits for the answers. The vCPUs are parked or about to be.
+    fn on_all_vcpus<R: Send + 'static>(
+        &self,
+        work: impl Fn(&mut Vcpu) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, VcpuError> {
+        let begun = self
             .vcpus
             .iter()
-            .map(|vcpu| vcpu.begin_call(|_| ()).map(|answer| (vcpu, answer)))
+            .map(|vcpu| Ok((vcpu, vcpu.begin_call(work.clone())?)))
             .collect::<Result<Vec<_>, _>>()?;
-        for (vcpu, answer) in parked {
-            answer.recv().map_err(|_| vcpu.gone())?;
-        }
-        Ok(())
+        begun
+            .into_iter()
+            .map(|(vcpu, answer)| answer.recv().map_err(|_| vcpu.gone()))
+            .collect()
     }
 
     /// Presses the guest's power button.
@@ -62,7 +69,7 @@ impl Machine {
 
     /// Guest exits to the VMM so far.
     #[must_use]
-    pub fn counters(&self) -> &ExitCounters {
+    pub fn counters(&self) -> &Arc<ExitCounters> {
         &self.counters
     }
 

@@ -1,0 +1,67 @@
+//! The VM as API clients see it: a config, and a machine in one of its states.
+
+use std::sync::Arc;
+
+use dormouse_api::config::VmConfig;
+use dormouse_api::response::{VmInfo, VmState};
+
+use crate::machine::{Machine, PausedMachine};
+
+/// A created VM.
+pub(super) struct Vm {
+    /// Kept until `vm.delete`, so that the VM can be booted again.
+    pub(super) config: Arc<VmConfig>,
+    pub(super) slot: Slot,
+}
+
+/// Where the machine of a VM is.
+pub(super) enum Slot {
+    /// Not booted.
+    Down,
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The vCPUs run.
+    Running(Machine),
+    /// Everything stands still.
+    Paused(PausedMachine),
+    /// Being paused or resumed; never seen outside of these actions.
+    InTransit,
+}
+
+impl Vm {
+    pub(super) fn new(config: VmConfig) -> Self {
+        Self {
+            config: Arc::new(config),
+            slot: Slot::Down,
+        }
+    }
+
+    pub(super) fn machine(&self) -> Option<&Machine> {
+        match &self.slot {
+            Slot::Down | Slot::PoweredOff | Slot::InTransit => None,
+            Slot::Running(machine) => Some(machine),
+            Slot::Paused(paused) => Some(paused.machine()),
+        }
+    }
+
+    pub(super) fn state(&self) -> VmState {
+        match self.slot {
+            Slot::Down => VmState::Created,
+            Slot::PoweredOff => VmState::Shutdown,
+            Slot::Running(_) => VmState::Running,
+            Slot::Paused(_) | Slot::InTransit => VmState::Paused,
+        }
+    }
+
+    pub(super) fn info(&self) -> VmInfo {
+        let machine = self.machine();
+        VmInfo {
+            config: VmConfig::clone(&self.config),
+            state: self.state(),
+            memory_actual_size: self.config.memory.size,
+            device_tree: machine.map(|_| Default::default()),
+            devices_state: Vec::new(),
+            timeline: None,
+        }
+    }
+}
