@@ -22,6 +22,64 @@ pub struct Cli {
 pub enum Command {
     /// Boot a VM from a JSON config and run it until it powers off
     Run(RunArguments),
+    /// Wait for requests on a socket; create, boot or restore a VM over HTTP
+    Serve(ServeArguments),
+    /// Send one request to a running Dormouse
+    Ctl(CtlArguments),
+}
+
+/// Arguments of `dormouse serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Serve the HTTP API on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+    /// What happens on a system call that Dormouse does not need
+    #[arg(long, value_enum, default_value_t = SeccompMode::On, value_name = "MODE")]
+    pub seccomp: SeccompMode,
+}
+
+/// Arguments of `dormouse ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArguments {
+    /// The API socket of the running Dormouse
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// Requests of `dormouse ctl`.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Ask whether the VMM answers, and its version
+    Ping,
+    /// Create a VM from a JSON config, without booting it
+    Create {
+        /// The VM's config; `-` reads it from standard input
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Boot the VM that was created
+    Boot,
+    /// Describe the VM: its config, state and devices
+    Info,
+    /// Count the guest's exits
+    Counters,
+    /// Stop the vCPUs and the devices
+    Pause,
+    /// Let a paused VM go on
+    Resume,
+    /// Reset the VM
+    Reboot,
+    /// Press the guest's power button
+    PowerButton,
+    /// End the VM at once; its config stays
+    Shutdown,
+    /// End the VM and forget its config
+    Delete,
+    /// End the VM and the VMM
+    ShutdownVmm,
 }
 
 /// Arguments of `dormouse run`.

@@ -1,8 +1,11 @@
 //! `dormouse`: reads the command line, runs one command, and prints what went wrong as one chain.
 
+mod api;
 mod cli;
+mod ctl;
 mod report;
 mod run;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -15,6 +18,8 @@ fn main() -> ExitCode {
     report::start_log(cli.log_level);
     let outcome = match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Serve(arguments) => serve::serve(&arguments),
+        Command::Ctl(arguments) => ctl::ctl(&arguments),
     };
     match outcome {
         Ok(code) => code,

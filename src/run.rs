@@ -7,22 +7,30 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use dormouse_api::config::{CONFIG_LIMIT_BYTES, ConfigError, VmConfig};
-use dormouse_vmm::{Controller, Outcome};
+use dormouse_vmm::Controller;
+use dormouse_vmm::controller::Lifetime;
 
+use crate::api::ApiThread;
 use crate::cli::RunArguments;
 
 /// A config file that cannot be used.
 #[derive(Debug, thiserror::Error)]
-enum ConfigFileError {
+pub enum ConfigFileError {
+    /// The file.
     #[error("cannot read the config {}", path.display())]
     Read {
+        /// Where it is.
         path: PathBuf,
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
+    /// What it says.
     #[error("cannot use the config {}", path.display())]
     Parse {
+        /// Where it is.
         path: PathBuf,
+        /// What is wrong with it.
         #[source]
         source: ConfigError,
     },
@@ -35,15 +43,19 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
         path: arguments.config.clone(),
         source,
     })?;
-    let mut controller = Controller::new(arguments.process.seccomp.into())?;
+    let mode = arguments.process.seccomp.into();
+    let mut controller = Controller::new(mode, Lifetime::OfTheGuest)?;
+    let socket = arguments.process.api_socket.as_deref();
+    let _api = socket
+        .map(|path| ApiThread::start(path, controller.remote(), mode))
+        .transpose()?;
     controller.boot(config)?;
-    Ok(match controller.run()? {
-        Outcome::PowerOff | Outcome::Terminated(_) | Outcome::Quit => ExitCode::SUCCESS,
-    })
+    controller.run()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads and parses a config; never more than the limit, whatever the path leads to.
-fn read_config(path: &Path) -> Result<VmConfig, ConfigFileError> {
+pub fn read_config(path: &Path) -> Result<VmConfig, ConfigFileError> {
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         // One byte more than allowed, so that the parser sees that there is more and refuses it.

@@ -1,0 +1,35 @@
+//! `dormouse ctl`: one request to a running VMM.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use dormouse_api::{Client, Request};
+
+use crate::cli::{CtlArguments, CtlCommand};
+use crate::run::read_config;
+
+/// Sends the request and prints the answer, if it has one.
+pub fn ctl(arguments: &CtlArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let request = match &arguments.command {
+        CtlCommand::Ping => Request::Ping,
+        CtlCommand::Create { config } => Request::Create(Box::new(read_config(config)?)),
+        CtlCommand::Boot => Request::Boot,
+        CtlCommand::Info => Request::Info,
+        CtlCommand::Counters => Request::Counters,
+        CtlCommand::Pause => Request::Pause,
+        CtlCommand::Resume => Request::Resume,
+        CtlCommand::Reboot => Request::Reboot,
+        CtlCommand::PowerButton => Request::PowerButton,
+        CtlCommand::Shutdown => Request::Shutdown,
+        CtlCommand::Delete => Request::Delete,
+        CtlCommand::ShutdownVmm => Request::VmmShutdown,
+    };
+    let answer = Client::new(&arguments.api_socket).call(&request)?;
+    if !answer.is_empty() {
+        let mut out = io::stdout().lock();
+        out.write_all(&answer)?;
+        out.write_all(b"\n")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
