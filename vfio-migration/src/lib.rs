@@ -18,6 +18,7 @@
 )]
 
 mod device;
+pub mod dirty;
 mod error;
 pub mod group;
 mod kernel;

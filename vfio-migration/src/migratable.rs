@@ -142,6 +142,11 @@ impl MigratableDevice {
         }
     }
 
+    /// The requests of this device, for those parts of the protocol that change no state.
+    pub(crate) fn io(&self) -> &Arc<dyn MigrationIo> {
+        &self.io
+    }
+
     /// The state that this process put the device in.
     pub(crate) fn last_known(&self) -> MigState {
         self.last_known

@@ -76,6 +76,7 @@ pub(super) struct Model {
     pub(super) largest_transfer: usize,
     data_size: Result<u64, i32>,
     logged: Option<Vec<IovaRange>>,
+    logging_page: u64,
     unguarded_sets: usize,
 }
 
@@ -227,6 +228,7 @@ impl ScriptedDevice {
             largest_transfer: 0,
             data_size: Ok(100),
             logged: None,
+            logging_page: 4096,
             unguarded_sets: 0,
         };
         Arc::new(Self {
@@ -285,6 +287,11 @@ impl ScriptedDevice {
     /// Sets the answer of MIG_DATA_SIZE, or its errno.
     pub fn set_data_size(&self, size: Result<u64, i32>) {
         self.shared.lock().data_size = size;
+    }
+
+    /// Sets the smallest page that the device can log, in bytes.
+    pub fn set_logging_page(&self, bytes: u64) {
+        self.shared.lock().logging_page = bytes;
     }
 
     /// The present state.
@@ -405,8 +412,9 @@ impl MigrationIo for ScriptedDevice {
 
     fn dma_logging_start(&self, page_size: u64, ranges: &[IovaRange]) -> io::Result<u64> {
         self.logging("start")?;
-        self.shared.lock().logged = Some(ranges.to_vec());
-        Ok(page_size)
+        let mut model = self.shared.lock();
+        model.logged = Some(ranges.to_vec());
+        Ok(page_size.max(model.logging_page))
     }
 
     /// The first page of each range is always dirty.
