@@ -1,7 +1,7 @@
 //! The VFIO migration v2 protocol of `linux/vfio.h`, from the user's side.
 //!
 //! A device that supports it is a small state machine inside the kernel. This crate knows the
-//! machine ([`state`]), the file descriptors it hands out ([`device`], [`kernel`]) and what to do
+//! machine ([`state`]), the file descriptors it hands out ([`MigrationIo`], [`KernelDevice`]) and what to do
 //! when a step fails ([`MigratableDevice`]). It knows nothing of PCI configuration space or of
 //! KVM: whoever owns the function repeats its fix-ups when an [`Outcome`] says that the device
 //! was reset.

@@ -16,7 +16,7 @@ use crate::stream::{StreamControl, fill};
 
 /// A device in RESUMING with nothing loaded; it cannot be run.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// # use dormouse_vfio_migration::MigratableDevice;
 /// fn run_empty(device: &mut MigratableDevice) {
 ///     device.begin_resuming().unwrap().run().unwrap();
@@ -31,8 +31,8 @@ pub struct Resuming<'a> {
 /// A device in RESUMING with its state loaded: repeat the fix-ups, then [`Loaded::keep`] it for
 /// [`crate::group::resume`] or [`Loaded::run`] it.
 ///
-/// ```compile_fail
-/// # use dormouse_vfio_migration::{Loaded};
+/// ```compile_fail,E0382
+/// # use dormouse_vfio_migration::Loaded;
 /// fn twice(loaded: Loaded<'_>) {
 ///     loaded.keep();
 ///     loaded.run().unwrap();

@@ -15,7 +15,7 @@ use crate::stream::{StreamControl, drain};
 
 /// A device in STOP_COPY with its state unread.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0382
 /// # use dormouse_vfio_migration::{MigratableDevice, StreamControl};
 /// fn twice(device: &mut MigratableDevice, file: &mut Vec<u8>) {
 ///     let saving = device.begin_saving().unwrap();

@@ -234,7 +234,7 @@ fn signals_are_held_off_during_every_set() {
     for state in [MigState::Stop, MigState::RunningP2p, MigState::Running] {
         device.set(state).unwrap();
     }
-    assert_eq!(fake.unguarded_sets(), 0);
+    assert_eq!(fake.unguarded_calls(), 0);
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn a_load_is_one_request_to_resuming_and_stays_there() {
         ]
     );
     assert_eq!(fake.contents(), Contents::Bytes(blob()));
-    assert_eq!(fake.unguarded_sets(), 0);
+    assert_eq!(fake.unguarded_calls(), 0);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn a_save_goes_from_stop_through_stop_copy_back_to_stop() {
             "vfio0: close"
         ]
     );
-    assert_eq!(fake.unguarded_sets(), 0);
+    assert_eq!(fake.unguarded_calls(), 0);
 }
 
 #[test]
@@ -470,4 +470,15 @@ fn a_device_beyond_help_is_reported_lost() {
         Error::Save(StreamError::DeviceRead { .. })
     ));
     assert_eq!(fake.open_fds(), 0);
+}
+
+#[test]
+fn devices_are_saved_side_by_side() {
+    let (_, mut first, _) = stopped();
+    let (_, mut second, _) = stopped();
+    let blobs = std::thread::scope(|scope| {
+        let threads = [&mut first, &mut second].map(|device| scope.spawn(|| save(device)));
+        threads.map(|thread| thread.join().unwrap().unwrap())
+    });
+    assert_eq!(blobs[0], blobs[1]);
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::device::{Model, Shared};
+use super::device::Shared;
 use super::fault::Fault;
+use super::model::Model;
 use super::trace::Step;
 use crate::device::{DataFd, PrecopyInfo};
 use crate::state::MigState;
@@ -115,6 +116,7 @@ impl DataFd for ScriptedData {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let result = {
             let mut model = self.shared.lock();
+            model.count_unguarded();
             model.largest_transfer = model.largest_transfer.max(buf.len());
             self.try_write(&mut model, buf)
         };

@@ -1,191 +1,14 @@
-//! The scripted device itself: state machine, faults, contents.
+//! The scripted device: what tests set and ask, and what the sessions call.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::data::ScriptedData;
 use super::fault::Fault;
+use super::model::{Acceptance, Contents, Model};
 use super::trace::{Step, Trace};
 use crate::device::{DataFd, IovaRange, MigrationIo};
-use crate::state::{FdEffect, MigFlags, MigState, path};
-use crate::sys::signals::is_blocked;
-
-/// Loads longer than this are refused, so that a test cannot eat the machine.
-const LONGEST_LOAD: usize = 64 << 20;
-/// The bytes that name the model, for [`Acceptance::Checked`].
-const HEADER_BYTES: usize = 8;
-
-/// The state inside a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// These bytes.
-    Bytes(Vec<u8>),
-    /// That many equal bytes, which take no memory; `u64::MAX` for an endless stream.
-    Filled(u64),
-}
-
-impl Contents {
-    /// Its length in bytes.
-    #[must_use]
-    pub fn length(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Filled(length) => *length,
-        }
-    }
-
-    /// Copies from `position`, at most `room.len()` bytes.
-    pub(super) fn copy_to(&self, position: u64, room: &mut [u8]) -> usize {
-        let left = self.length().saturating_sub(position);
-        let bytes = usize::try_from(left).map_or(room.len(), |left| left.min(room.len()));
-        match self {
-            Self::Bytes(all) => {
-                let start = usize::try_from(position).unwrap_or(usize::MAX);
-                if let Some(rest) = all.get(start..) {
-                    room[..bytes].copy_from_slice(&rest[..bytes]);
-                }
-            }
-            Self::Filled(_) => room[..bytes].fill(0xa5),
-        }
-        bytes
-    }
-}
-
-/// What a device makes of the bytes it is given to load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceptance {
-    /// As mtty: the first 8 bytes must equal its own (else EFAULT), not more bytes than its own
-    /// state has (ENOMEM), and on leaving RESUMING not less (EINVAL).
-    Checked,
-    /// As mlx5: everything.
-    Anything,
-}
-
-pub(super) struct Model {
-    pub(super) state: MigState,
-    flags: Option<MigFlags>,
-    pub(super) contents: Contents,
-    pub(super) incoming: Vec<u8>,
-    acceptance: Acceptance,
-    faults: Vec<(Fault, u32)>,
-    /// Counts sessions; a descriptor of another session is dead.
-    pub(super) session: u64,
-    pub(super) session_open: bool,
-    pub(super) longest_read: usize,
-    pub(super) open_fds: usize,
-    pub(super) largest_transfer: usize,
-    data_size: Result<u64, i32>,
-    logged: Option<Vec<IovaRange>>,
-    logging_page: u64,
-    unguarded_sets: usize,
-}
-
-impl Model {
-    /// Takes the first fault that `matches` and has uses left.
-    pub(super) fn take_fault(&mut self, matches: impl Fn(&Fault) -> bool) -> Option<Fault> {
-        let index = self.faults.iter().position(|(fault, _)| matches(fault))?;
-        let (fault, left) = &mut self.faults[index];
-        let fault = *fault;
-        if *left != super::FOREVER {
-            *left -= 1;
-            if *left == 0 {
-                self.faults.remove(index);
-            }
-        }
-        Some(fault)
-    }
-
-    /// The nearest position at or after `from` where a read or write fault waits.
-    pub(super) fn next_fault_position(&self, from: u64, reading: bool) -> Option<u64> {
-        let position = |fault: &Fault| match *fault {
-            Fault::Read { at, .. } | Fault::ResetAtRead { at } if reading => Some(at),
-            Fault::Write { at, .. } | Fault::ShortWrite { at } if !reading => Some(at),
-            _ => None,
-        };
-        let waiting = self.faults.iter().filter_map(|(fault, _)| position(fault));
-        waiting.filter(|at| *at >= from).min()
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.state = MigState::Running;
-        self.session_open = false;
-        self.incoming.clear();
-    }
-
-    pub(super) fn accept(&mut self, bytes: &[u8]) -> Result<(), i32> {
-        let header_before = self.incoming.len() < HEADER_BYTES;
-        let limit = match (self.acceptance, &self.contents) {
-            (Acceptance::Checked, contents) => contents.length(),
-            (Acceptance::Anything, _) => LONGEST_LOAD as u64,
-        };
-        let total = self.incoming.len() + bytes.len();
-        if total > LONGEST_LOAD || total as u64 > limit {
-            return Err(libc::ENOMEM);
-        }
-        self.incoming.extend_from_slice(bytes);
-        let checked = self.acceptance == Acceptance::Checked;
-        if checked && header_before && total >= HEADER_BYTES {
-            let mut own = [0; HEADER_BYTES];
-            let known = self.contents.copy_to(0, &mut own);
-            if self.incoming[..known] != own[..known] {
-                return Err(libc::EFAULT);
-            }
-        }
-        Ok(())
-    }
-
-    fn hop(&mut self, to: MigState) -> Result<FdEffect, i32> {
-        let effect = FdEffect::of_hop(self.state, to);
-        if (self.state, to) == (MigState::Resuming, MigState::Stop) {
-            let whole = self.incoming.len() as u64 == self.contents.length();
-            if self.acceptance == Acceptance::Checked && !whole {
-                return Err(libc::EINVAL);
-            }
-            self.contents = Contents::Bytes(std::mem::take(&mut self.incoming));
-        }
-        match effect {
-            FdEffect::NewReader | FdEffect::NewWriter => {
-                self.session += 1;
-                self.session_open = true;
-                self.incoming.clear();
-            }
-            FdEffect::Ends => self.session_open = false,
-            FdEffect::None | FdEffect::Continues => {}
-        }
-        self.state = to;
-        Ok(effect)
-    }
-
-    fn walk(&mut self, to: MigState) -> Result<FdEffect, i32> {
-        let flags = self.flags.ok_or(libc::ENOTTY)?;
-        let hops = path(self.state, to, flags).ok_or(libc::EINVAL)?;
-        let fault = self.take_fault(|fault| match fault {
-            Fault::Set { to: target, .. }
-            | Fault::SetBreaks { to: target, .. }
-            | Fault::SetWithoutFd { to: target } => *target == to,
-            _ => false,
-        });
-        let allowed = match fault {
-            Some(Fault::Set { hops, .. }) => hops,
-            Some(Fault::SetBreaks { .. }) => 0,
-            _ => usize::MAX,
-        };
-        let mut effect = FdEffect::None;
-        for hop in hops.into_iter().take(allowed) {
-            effect = self.hop(hop)?;
-        }
-        match fault {
-            Some(Fault::Set { errno, .. }) => Err(errno),
-            Some(Fault::SetBreaks { errno, .. }) => {
-                self.state = MigState::Error;
-                self.session_open = false;
-                Err(errno)
-            }
-            Some(_) => Ok(FdEffect::None),
-            None => Ok(effect),
-        }
-    }
-}
+use crate::state::{FdEffect, MigFlags, MigState};
 
 /// What a device and its data descriptors share.
 pub(super) struct Shared {
@@ -213,29 +36,11 @@ impl ScriptedDevice {
     /// A RUNNING device with 100 bytes of state, of which the first 8 are the model's header.
     #[must_use]
     pub fn new(id: &str, flags: MigFlags, trace: &Trace) -> Arc<Self> {
-        let contents: Vec<u8> = b"MODEL_A!".iter().copied().chain(0..92).collect();
-        let model = Model {
-            state: MigState::Running,
-            flags: Some(flags),
-            contents: Contents::Bytes(contents),
-            incoming: Vec::new(),
-            acceptance: Acceptance::Checked,
-            faults: Vec::new(),
-            session: 0,
-            session_open: false,
-            longest_read: usize::MAX,
-            open_fds: 0,
-            largest_transfer: 0,
-            data_size: Ok(100),
-            logged: None,
-            logging_page: 4096,
-            unguarded_sets: 0,
-        };
         Arc::new(Self {
             shared: Arc::new(Shared {
                 id: id.to_owned(),
                 trace: trace.clone(),
-                model: Mutex::new(model),
+                model: Mutex::new(Model::new(flags)),
             }),
         })
     }
@@ -318,10 +123,10 @@ impl ScriptedDevice {
         self.shared.lock().largest_transfer
     }
 
-    /// SETs that were issued while the thread could be interrupted by SIGTERM.
+    /// SETs and writes that were issued while SIGTERM could have interrupted the thread.
     #[must_use]
-    pub fn unguarded_sets(&self) -> usize {
-        self.shared.lock().unguarded_sets
+    pub fn unguarded_calls(&self) -> usize {
+        self.shared.lock().unguarded_calls
     }
 
     fn logging(&self, verb: &'static str) -> io::Result<()> {
@@ -353,9 +158,7 @@ impl MigrationIo for ScriptedDevice {
 
     fn set_state(&self, to: MigState) -> io::Result<Option<Box<dyn DataFd>>> {
         let mut model = self.shared.lock();
-        if !is_blocked(libc::SIGTERM) {
-            model.unguarded_sets += 1;
-        }
+        model.count_unguarded();
         let from = model.state;
         let result = model.walk(to);
         let now = model.state;

@@ -8,8 +8,10 @@
 mod data;
 mod device;
 mod fault;
+mod model;
 mod trace;
 
-pub use device::{Acceptance, Contents, ScriptedDevice};
+pub use device::ScriptedDevice;
 pub use fault::{FOREVER, Fault};
+pub use model::{Acceptance, Contents};
 pub use trace::{Event, Step, Trace};
