@@ -6,10 +6,7 @@ use std::sync::Arc;
 
 use dormouse_arch::x86_64::layout;
 use dormouse_devices::IrqLine;
-use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_irq_routing_entry, kvm_pit_config,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KvmIrqRouting, kvm_irq_routing_entry, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -31,15 +28,7 @@ impl Vm {
             .map_err(Error::ioctl("place KVM's task state segment"))?;
         fd.create_irq_chip()
             .map_err(Error::ioctl("create the in-kernel interrupt controllers"))?;
-        if capabilities.pit {
-            let config = kvm_pit_config {
-                // Port 0x61 is answered by the kernel too: nothing else here models the speaker gate.
-                flags: KVM_PIT_SPEAKER_DUMMY,
-                ..Default::default()
-            };
-            fd.create_pit2(config)
-                .map_err(Error::ioctl("create the in-kernel timer"))?;
-        }
+        // No PIT: hardware-reduced ACPI has none, and creating KVM's starts a kernel thread, which takes longer than all the rest.
         Ok(Self { fd, capabilities })
     }
 

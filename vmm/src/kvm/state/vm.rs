@@ -1,8 +1,7 @@
-//! The state of the VM itself: interrupt controllers, timer and clock.
+//! The state of the VM itself: interrupt controllers and clock.
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +17,6 @@ pub struct VmState {
     pub pic_slave: kvm_irqchip,
     /// The IOAPIC.
     pub ioapic: kvm_irqchip,
-    /// The timer.
-    pub pit: Option<kvm_pit_state2>,
     /// The guest's clock at the moment of the pause, in nanoseconds since its start.
     pub clock_ns: u64,
 }
@@ -57,21 +54,15 @@ impl Vm {
     /// # Errors
     /// When the kernel refuses a part.
     pub fn save(&self, clock_ns: u64) -> Result<VmState, Error> {
-        let pit = self
-            .capabilities()
-            .pit
-            .then(|| self.fd().get_pit2().map_err(Error::ioctl("read the timer")))
-            .transpose()?;
         Ok(VmState {
             pic_master: self.irqchip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: self.irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: self.irqchip(KVM_IRQCHIP_IOAPIC)?,
-            pit,
             clock_ns,
         })
     }
 
-    /// Writes the interrupt controllers and the timer. The clock is set by `set_clock_ns` just before the vCPUs run.
+    /// Writes the interrupt controllers. The clock is set by `set_clock_ns` just before the vCPUs run.
     ///
     /// # Errors
     /// When the kernel refuses a part.
@@ -90,13 +81,7 @@ impl Vm {
                 .set_irqchip(&chip)
                 .map_err(Error::ioctl("set an interrupt controller"))?;
         }
-        match &state.pit {
-            Some(pit) if self.capabilities().pit => self
-                .fd()
-                .set_pit2(pit)
-                .map_err(Error::ioctl("set the timer")),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn irqchip(&self, id: u32) -> Result<kvm_irqchip, Error> {
