@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use dormouse_devices::{Bus, Effect, Mmio, Pio};
+use rustix::thread::CpuSet;
 use thiserror::Error;
 
 use crate::events::{EventSender, MachineEvent};
@@ -21,6 +22,15 @@ pub enum Error {
     /// No thread.
     #[error("cannot start the thread of vCPU {vcpu}")]
     Spawn {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host does not let the thread run where the config wants it.
+    #[error("cannot run vCPU {vcpu} on the host CPUs of cpus.affinity; does this host have them?")]
+    Affinity {
         /// Index of the vCPU.
         vcpu: u32,
         /// The kernel's answer.
@@ -91,11 +101,15 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts the thread, parked.
+    /// Starts the thread, parked, on `host_cpus` or wherever the host likes.
     ///
     /// # Errors
     /// When the host has no thread left.
-    pub fn spawn(mut vcpu: Vcpu, context: VcpuContext) -> Result<Self, Error> {
+    pub fn spawn(
+        mut vcpu: Vcpu,
+        context: VcpuContext,
+        host_cpus: Option<CpuSet>,
+    ) -> Result<Self, Error> {
         let index = vcpu.index();
         let kicker = vcpu.kicker();
         let attention = Arc::new(AtomicBool::new(true));
@@ -105,7 +119,13 @@ impl VcpuThread {
             .name(format!("vcpu{index}"))
             // Closures save and restore vCPU state here; KVM's structures are a few KiB.
             .stack_size(256 << 10)
-            .spawn(move || thread_body(vcpu, &context, &received, &seen))
+            .spawn(move || {
+                if let Err(error) = confine(index, host_cpus, context.seccomp) {
+                    context.events.send(MachineEvent::ThreadFailed(error));
+                    return vcpu;
+                }
+                serve_commands(vcpu, &context, &received, &seen)
+            })
             .map_err(|source| Error::Spawn {
                 vcpu: index,
                 source,
@@ -178,18 +198,27 @@ impl Drop for VcpuThread {
     }
 }
 
-fn thread_body(
+/// Restricts the calling thread to its processors and system calls.
+fn confine(
+    vcpu: u32,
+    host_cpus: Option<CpuSet>,
+    seccomp_mode: seccomp::Mode,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    if let Some(cpus) = host_cpus {
+        rustix::thread::sched_setaffinity(None, &cpus).map_err(|source| Error::Affinity {
+            vcpu,
+            source: source.into(),
+        })?;
+    }
+    Ok(seccomp::apply(seccomp_mode, seccomp::Role::Vcpu)?)
+}
+
+fn serve_commands(
     mut vcpu: Vcpu,
     context: &VcpuContext,
     commands: &mpsc::Receiver<Command>,
     attention: &AtomicBool,
 ) -> Vcpu {
-    if let Err(error) = seccomp::apply(context.seccomp, seccomp::Role::Vcpu) {
-        context
-            .events
-            .send(MachineEvent::ThreadFailed(Box::new(error)));
-        return vcpu;
-    }
     while let Ok(command) = commands.recv() {
         match command {
             Command::Call(call) => call(&mut vcpu),

@@ -183,7 +183,10 @@ fn start_vcpus(
         vcpu.set_cpuid(&processors.cpuid(index))
             .map_err(Error::Kvm)?;
         vcpu.set_boot_state(boot).map_err(Error::Kvm)?;
-        threads.push(VcpuThread::spawn(vcpu, context.clone()).map_err(Error::Vcpu)?);
+        threads.push(
+            VcpuThread::spawn(vcpu, context.clone(), processors.host_cpus(index))
+                .map_err(Error::Vcpu)?,
+        );
     }
     Ok(threads)
 }

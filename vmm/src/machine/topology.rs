@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use dormouse_api::config::CpusConfig;
+use dormouse_api::config::{CpuAffinity, CpusConfig};
 use dormouse_arch::x86_64::cpuid::{self, CpuParams, Topology, TopologyError};
 use dormouse_arch::x86_64::layout;
 use kvm_bindings::kvm_cpuid_entry2;
+use rustix::thread::CpuSet;
 use thiserror::Error;
 
 use crate::kvm::{self, Kvm};
@@ -36,6 +37,7 @@ pub struct Processors {
     count: u32,
     topology: Topology,
     explicit_topology: Option<Topology>,
+    affinity: Vec<CpuAffinity>,
     max_phys_bits: u8,
     nested: bool,
     tsc_deadline: bool,
@@ -72,6 +74,7 @@ impl Processors {
             count,
             topology,
             explicit_topology,
+            affinity: config.affinity.clone(),
             max_phys_bits: config.max_phys_bits,
             // Nested virtualization is only shown where its state could be saved.
             nested: config.nested && capabilities.nested_state_bytes != 0,
@@ -91,6 +94,24 @@ impl Processors {
         (0..self.count)
             .map(|index| self.topology.apic_id(index))
             .collect()
+    }
+
+    /// Where the thread of vCPU `index` may run, if the config says.
+    #[must_use]
+    pub fn host_cpus(&self, index: u32) -> Option<CpuSet> {
+        let affinity = self
+            .affinity
+            .iter()
+            .find(|affinity| affinity.vcpu == index)?;
+        let mut cpus = CpuSet::new();
+        for &cpu in affinity
+            .host_cpus
+            .iter()
+            .filter(|&&cpu| (cpu as usize) < CpuSet::MAX_CPU)
+        {
+            cpus.set(cpu as usize);
+        }
+        Some(cpus)
     }
 
     /// What CPUID shows on vCPU `index`.
