@@ -144,3 +144,21 @@ impl AsyncWrite for ClientStream {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::{FdInbox, INBOX_LIMIT};
+
+    #[test]
+    fn inbox_keeps_a_bounded_number_of_descriptors() {
+        let inbox = FdInbox::default();
+        let (stream, _other) = UnixStream::pair().expect("a pair");
+        for _ in 0..INBOX_LIMIT + 10 {
+            inbox.put(stream.try_clone().expect("a copy").into());
+        }
+        assert_eq!(inbox.take().len(), INBOX_LIMIT);
+        assert!(inbox.take().is_empty());
+    }
+}

@@ -17,15 +17,14 @@ const IMPATIENT: Limits = Limits {
     write_timeout: Duration::from_millis(300),
 };
 
-/// Asserts that a new client gets its answer soon.
+/// Asserts that a new client gets its answer; a server that is stuck fails the read after some time.
 fn assert_answers(server: &Running) {
-    let start = Instant::now();
-    server.client().ping().expect("an answer");
-    assert!(
-        start.elapsed() < PATIENCE / 2,
-        "the answer took {:?}",
-        start.elapsed()
-    );
+    let mut stream = server.connect();
+    let ping = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(ping).expect("it is sent");
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).expect("an answer in time");
+    assert_eq!(&status, b"HTTP/1.1 200");
 }
 
 #[test]

@@ -238,8 +238,14 @@ fn shutdown_sends_the_answer_under_way_and_removes_the_socket() {
         .expect("it is sent");
     server.await_call();
     server.end.shutdown();
+    std::thread::sleep(Duration::from_millis(100));
     server.backend.release();
-    assert!(read_to_close(&mut stream).starts_with("HTTP/1.1 204 \r\n"));
+    let answer = read_to_close(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 204 \r\n"), "{answer}");
+    assert!(
+        answer.contains("Connection: close\r\n"),
+        "the client is told: {answer}"
+    );
     let path = server.path();
     server.stop();
     assert!(!path.exists());
