@@ -53,7 +53,7 @@ void read_boot_info(int protocol, u64 address);
 u64 ram_total(void);
 u64 low_ram_end(void);
 void cmd_memmap(void);
-void cmd_initrd(void);
+void cmd_initrd(u64 step);
 
 /* memory.c */
 void *map_physical(u64 address);

@@ -1,7 +1,7 @@
 /* The test guest: runs the words of its command line in order, then powers off. Words it does not know are
  * ignored, so that ordinary kernel parameters may be present.
  *
- *   memmap memory=STRIDE fill=MIB verify=MIB initrd   memory as the boot protocol describes it, and its contents
+ *   memmap memory=STRIDE fill=MIB verify=MIB initrd=STEP   memory as the boot protocol describes it, and its contents
  *   acpi cpuid rtc clock                          tables, CPU identity and clocks
  *   interrupts echo flood=KIB stringio            LAPIC timer, IOAPIC and the serial port (echo ends at Ctrl-D)
  *   smp smp-work                                  start the other CPUs, once or for ever counting
@@ -97,7 +97,7 @@ static int run_word(const char *word)
     else if (n = 2, word_value(word, "memory", &n)) cmd_memory(n);
     else if (n = 16, word_value(word, "fill", &n)) cmd_fill(n);
     else if (n = 16, word_value(word, "verify", &n)) cmd_verify(n);
-    else if (word_value(word, "initrd", 0)) cmd_initrd();
+    else if (n = 1, word_value(word, "initrd", &n)) cmd_initrd(n);
     else if (word_value(word, "acpi", 0)) cmd_acpi();
     else if (word_value(word, "cpuid", 0)) cmd_cpuid();
     else if (word_value(word, "rtc", 0)) cmd_rtc();

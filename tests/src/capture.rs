@@ -18,7 +18,10 @@ pub struct Capture {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Stream(Arc<Mutex<Vec<u8>>>),
+    Stream {
+        bytes: Arc<Mutex<Vec<u8>>>,
+        reader: Arc<thread::JoinHandle<()>>,
+    },
     File(PathBuf),
 }
 
@@ -27,7 +30,7 @@ impl Capture {
     pub fn stream(mut from: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&bytes);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut chunk = [0; 4096];
             // A pseudo-terminal ends with EIO and not with an empty read.
             while let Ok(n @ 1..) = from.read(&mut chunk) {
@@ -36,7 +39,10 @@ impl Capture {
             }
         });
         Self {
-            source: Source::Stream(bytes),
+            source: Source::Stream {
+                bytes,
+                reader: Arc::new(reader),
+            },
         }
     }
 
@@ -50,10 +56,24 @@ impl Capture {
     /// Everything so far, carriage returns left out.
     pub fn text(&self) -> String {
         let bytes = match &self.source {
-            Source::Stream(bytes) => bytes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Source::Stream { bytes, .. } => {
+                bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            }
             Source::File(path) => fs::read(path).unwrap_or_default(),
         };
         String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// Waits until the stream has ended, so that nothing more can come; at most `timeout`, for a stream that a
+    /// process left behind keeps open.
+    pub fn wait_for_end(&self, timeout: Duration) {
+        let Source::Stream { reader, .. } = &self.source else {
+            return;
+        };
+        let deadline = Instant::now() + timeout;
+        while !reader.is_finished() && Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
     }
 
     /// Waits until `done` gives a value for the text so far.

@@ -9,12 +9,16 @@
 pub mod binary;
 pub mod capture;
 pub mod config;
+pub mod exit;
 pub mod guest;
 pub mod not_run;
+pub mod terminal;
 pub mod vm;
 
 pub use capture::Capture;
 pub use config::{Serial, VmConfig};
+pub use exit::Exit;
 pub use guest::GuestImages;
 pub use not_run::kvm_guest;
-pub use vm::{Exit, TestVm};
+pub use terminal::Terminal;
+pub use vm::TestVm;

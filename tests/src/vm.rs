@@ -3,11 +3,9 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,11 +15,10 @@ use tempfile::TempDir;
 use crate::binary::dormouse;
 use crate::capture::Capture;
 use crate::config::{Serial, VmConfig};
+use crate::exit::Exit;
 
 /// For everything that a working VM does at once. Long, since test hosts are small and busy.
 pub const SOON: Duration = Duration::from_secs(30);
-/// For what the error output must say within a second, on a slow host and with a debug build.
-pub const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A running `dormouse run`.
 #[derive(Debug)]
@@ -35,35 +32,22 @@ pub struct TestVm {
     dir: TempDir,
 }
 
-/// How a VMM ended.
-#[derive(Debug)]
-pub struct Exit {
-    /// Exit status.
-    pub status: ExitStatus,
-    /// All that it wrote to standard error.
-    pub stderr: String,
-    /// From the start of waiting to the end.
-    pub waited: Duration,
-}
-
 impl TestVm {
     /// Writes the config and starts the VMM on it, standard input and output being pipes.
     pub fn start(config: &VmConfig) -> Self {
         Self::start_with(config, |_| ())
     }
 
-    /// As [`TestVm::start`], with standard input and output on the slave of a pseudo-terminal.
-    pub fn start_on_terminal(config: &VmConfig, terminal: &OwnedFd) -> Self {
-        Self::start_with(config, |command| {
-            let clone = || terminal.try_clone().expect("a file descriptor is free");
-            command.stdin(clone()).stdout(clone());
-        })
-    }
-
-    fn start_with(config: &VmConfig, adjust: impl FnOnce(&mut Command)) -> Self {
+    /// As [`TestVm::start`], after `adjust` has had its way with the command: other standard input or output, another user.
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn start_with(config: &VmConfig, adjust: impl FnOnce(&mut Command)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let mut json = config.json.clone();
-        json["serial"] = config.serial_json(dir.path());
+        if json.get("serial").is_none() {
+            json["serial"] = config.serial_json(dir.path());
+        }
         let config_path = dir.path().join("vm.json");
         fs::write(&config_path, json.to_string()).expect("the config can be written");
         let mut command = Command::new(dormouse());
@@ -197,26 +181,13 @@ impl TestVm {
     /// # Panics
     /// When it does not end in time.
     pub fn wait(&mut self) -> Exit {
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                break status;
-            }
-            assert!(
-                begin.elapsed() < SOON,
+        Exit::of(&mut self.child, &self.stderr, SOON).unwrap_or_else(|| {
+            panic!(
                 "the VMM does not end.\n--- guest:\n{}\n--- stderr:\n{}",
                 tail(&self.console().text()),
                 self.stderr.text()
-            );
-            thread::sleep(Duration::from_millis(2));
-        };
-        // The reader thread may still hold the last lines.
-        thread::sleep(Duration::from_millis(20));
-        Exit {
-            status,
-            stderr: self.stderr.text(),
-            waited: begin.elapsed(),
-        }
+            )
+        })
     }
 
     /// Waits for the end that follows a guest's power-off.
@@ -236,34 +207,6 @@ impl Drop for TestVm {
         // Both fail harmlessly for a VMM that has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-impl Exit {
-    /// Checks the shape of a failure: non-zero exit by itself, one `error:` line that names `nouns`, no panic.
-    ///
-    /// # Panics
-    /// When the shape is another.
-    pub fn assert_failure(&self, nouns: &[&str]) {
-        assert!(
-            self.status.code().is_some_and(|code| code != 0) && self.status.signal().is_none(),
-            "{self:?}"
-        );
-        let errors: Vec<_> = self
-            .stderr
-            .lines()
-            .filter(|line| line.starts_with("error: "))
-            .collect();
-        assert_eq!(errors.len(), 1, "one chain of reasons: {self:?}");
-        assert!(!self.stderr.contains("panicked"), "{self:?}");
-        let chain = errors[0].to_lowercase();
-        for noun in nouns {
-            assert!(
-                chain.contains(&noun.to_lowercase()),
-                "{noun:?} is not named: {}",
-                self.stderr
-            );
-        }
     }
 }
 

@@ -1,0 +1,95 @@
+//! A pseudo-terminal for tests: the VMM gets its slave as standard input and output, the test plays the person at
+//! the master and looks at the terminal's settings.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+
+use crate::capture::Capture;
+
+/// Both ends of a pseudo-terminal.
+#[derive(Debug)]
+pub struct Terminal {
+    master: File,
+    slave: File,
+}
+
+impl Terminal {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// When the system has none left.
+    pub fn new() -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pty is free");
+        grantpt(&master).expect("a new pty can be granted");
+        unlockpt(&master).expect("a new pty can be unlocked");
+        let name = ptsname(&master, Vec::new()).expect("a pty has a name");
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(std::ffi::OsStr::from_bytes(name.as_bytes()))
+            .expect("the slave of a pty can be opened");
+        Self {
+            master: File::from(master),
+            slave,
+        }
+    }
+
+    /// Makes the slave standard input and output of `command`.
+    ///
+    /// # Panics
+    /// When no file descriptor is free.
+    pub fn attach(&self, command: &mut Command) {
+        let clone = || OwnedFd::from(self.slave.try_clone().expect("a descriptor is free"));
+        command.stdin(clone()).stdout(clone());
+    }
+
+    /// Collects what is printed on the terminal.
+    ///
+    /// # Panics
+    /// When no file descriptor is free.
+    pub fn capture(&self) -> Capture {
+        Capture::stream(self.master.try_clone().expect("a descriptor is free"))
+    }
+
+    /// Types on the terminal.
+    ///
+    /// # Panics
+    /// When the terminal is gone.
+    pub fn type_in(&mut self, bytes: &[u8]) {
+        self.master.write_all(bytes).expect("the terminal is there");
+    }
+
+    /// All settings, to be compared.
+    ///
+    /// # Panics
+    /// When the terminal is gone.
+    pub fn settings(&self) -> String {
+        format!(
+            "{:?}",
+            tcgetattr(&self.slave).expect("a terminal has settings")
+        )
+    }
+
+    /// Whether typed characters reach the reader at once and without echo.
+    ///
+    /// # Panics
+    /// When the terminal is gone.
+    pub fn is_raw(&self) -> bool {
+        let settings = tcgetattr(&self.slave).expect("a terminal has settings");
+        !settings
+            .local_modes
+            .intersects(LocalModes::ICANON | LocalModes::ECHO)
+    }
+}
+
+impl Default for Terminal {
+    fn default() -> Self {
+        Self::new()
+    }
+}
