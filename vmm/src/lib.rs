@@ -7,6 +7,7 @@
 pub mod control;
 pub mod controller;
 pub mod events;
+pub mod interrupts;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

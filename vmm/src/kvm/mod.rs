@@ -3,6 +3,7 @@
 //! `Kvm` opens `/dev/kvm` and records what this host can do; `vm` and `vcpu` wrap the VM and vCPU descriptors; `kick` gets a
 //! thread out of `KVM_RUN`. Reference: `Documentation/virt/kvm/api.rst`.
 
+mod irq_routes;
 mod kick;
 mod state;
 mod vcpu;
@@ -99,8 +100,6 @@ pub struct Capabilities {
     pub memory_slots: u32,
     /// Entries of a VM's interrupt routing table (`KVM_CAP_IRQ_ROUTING`).
     pub irq_routes: u32,
-    /// The in-kernel timer is there (`KVM_CAP_PIT2`).
-    pub pit: bool,
     /// The TSC frequency can be read.
     pub tsc_khz: bool,
     /// The TSC frequency can be chosen per vCPU (`KVM_CAP_TSC_CONTROL`).
@@ -173,7 +172,6 @@ impl Kvm {
             max_vcpu_ids: u32::try_from(fd.get_max_vcpu_id()).unwrap_or(u32::MAX),
             memory_slots: u32::try_from(fd.get_nr_memslots()).unwrap_or(u32::MAX),
             irq_routes: count(Cap::IrqRouting),
-            pit: fd.check_extension(Cap::Pit2),
             tsc_khz: fd.check_extension(Cap::GetTscKhz),
             tsc_control: fd.check_extension(Cap::TscControl),
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
