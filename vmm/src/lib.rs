@@ -15,5 +15,6 @@ pub mod pci_bus;
 pub mod seccomp;
 pub mod signals;
 pub mod vcpu_thread;
+pub mod windows;
 
 pub use controller::{Controller, Outcome};
