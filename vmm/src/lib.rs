@@ -15,6 +15,7 @@ pub mod pci_bus;
 pub mod seccomp;
 pub mod signals;
 pub mod vcpu_thread;
+pub mod vfio;
 pub mod windows;
 
 pub use controller::{Controller, Outcome};

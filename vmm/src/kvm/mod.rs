@@ -7,6 +7,7 @@ mod irq_routes;
 mod kick;
 mod state;
 mod vcpu;
+mod vfio_device;
 mod vm;
 
 use std::io;
@@ -20,6 +21,7 @@ pub use irq_routes::borrow_eventfd;
 pub use kick::{Kicker, install_kick_handler};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Exit, StopReason, Vcpu};
+pub use vfio_device::{READ_ONLY_SLOT, VfioKvmDevice};
 pub use vm::{IrqFd, Vm};
 
 /// The device node of KVM.

@@ -1,0 +1,140 @@
+//! What this host offers for passthrough, read without changing anything: the facts behind `dormouse doctor`.
+//!
+//! `host` reads sysfs and looks for device nodes. `probe` opens one device that is bound to a VFIO driver and asks it; opening
+//! resets some devices, so it is done only for devices that are free to be given to a VM.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use dormouse_devices::vfio::host::IrqIndex;
+use dormouse_vfio_migration::{KernelDevice, MigFlags, MigrationIo};
+use serde::Serialize;
+
+use super::dma::memlock_limit;
+use super::error::Error;
+use super::ioctl;
+use super::iommu::{Iommu, Way};
+use super::sysfs::{self, Bus, HostDevice, Roots};
+
+/// The host as far as passthrough is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// Number of IOMMU groups; 0 where the IOMMU is off.
+    pub iommu_groups: usize,
+    /// Devices can be opened through groups and a container.
+    pub groups: bool,
+    /// Devices can be opened through iommufd.
+    pub iommufd: bool,
+    /// Bytes that this process may lock, none where that is not limited. All RAM of a VM with devices is locked.
+    pub memlock_limit: Option<u64>,
+    /// PCI functions, sorted by address.
+    pub functions: Vec<Device>,
+    /// Mediated devices, sorted by UUID.
+    pub mdevs: Vec<Device>,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// What sysfs says.
+    #[serde(flatten)]
+    pub host: HostDevice,
+    /// Its node for iommufd exists.
+    pub has_cdev: bool,
+    /// What keeps it from being passed through, with the remedy; none where nothing does.
+    pub obstacle: Option<String>,
+}
+
+/// What an opened device says that it can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Features {
+    /// It was opened through iommufd.
+    pub iommufd: bool,
+    /// Its state can be saved and loaded; none where it cannot.
+    pub migration: Option<Migration>,
+    /// It can tell which memory it has written.
+    pub dma_logging: bool,
+    /// The kernel advertises a reset of the device. mtty has one that it does not advertise.
+    pub reset: bool,
+    /// MSI-X vectors.
+    pub msix_vectors: u32,
+    /// MSI vectors.
+    pub msi_vectors: u32,
+    /// It has a legacy interrupt.
+    pub intx: bool,
+}
+
+/// The optional states of a device that can be migrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Migration {
+    /// It can be quiesced together with its peers.
+    pub p2p: bool,
+    /// It can stream state while it runs.
+    pub pre_copy: bool,
+}
+
+/// Reads what the host offers.
+#[must_use]
+pub fn host(roots: &Roots) -> Host {
+    let groups =
+        std::fs::read_dir(roots.sys.join("kernel/iommu_groups")).map_or(0, Iterator::count);
+    let devices = |bus| {
+        sysfs::list(roots, bus)
+            .into_iter()
+            .map(|host| inspect(roots, host))
+            .collect()
+    };
+    Host {
+        iommu_groups: groups,
+        groups: roots.container().exists(),
+        iommufd: roots.iommufd().exists(),
+        memlock_limit: memlock_limit(),
+        functions: devices(Bus::Pci),
+        mdevs: devices(Bus::Mdev),
+    }
+}
+
+fn inspect(roots: &Roots, host: HostDevice) -> Device {
+    Device {
+        has_cdev: host.cdev(roots).is_some(),
+        obstacle: host.check().err().map(|error| error.to_string()),
+        host,
+    }
+}
+
+/// Opens a device for a moment and asks what it can do. `iommufd` chooses the way, as `platform.iommufd` does.
+///
+/// # Errors
+/// When it cannot be opened, for instance because a VM has it, or does not answer.
+pub fn probe(roots: &Roots, host: &HostDevice, iommufd: Option<bool>) -> Result<Features, Error> {
+    host.check()?;
+    let way = Way::choose(roots, std::slice::from_ref(host), iommufd)?;
+    let device = Arc::new(Iommu::new(roots, way, host, None)?.open(roots, host)?);
+    let ask = || -> io::Result<Features> {
+        let migration = KernelDevice::new(Arc::clone(&device));
+        let vectors = |index: IrqIndex| {
+            ioctl::irq_info(device.as_fd(), index as u32).map_or(0, |info| info.count)
+        };
+        Ok(Features {
+            iommufd: way == Way::Iommufd,
+            migration: migration
+                .probe()?
+                .filter(|flags| flags.contains(MigFlags::STOP_COPY))
+                .map(|flags| Migration {
+                    p2p: flags.contains(MigFlags::P2P),
+                    pre_copy: flags.contains(MigFlags::PRE_COPY),
+                }),
+            dma_logging: migration.has_dma_logging()?,
+            reset: device.advertises_reset(),
+            msix_vectors: vectors(IrqIndex::Msix),
+            msi_vectors: vectors(IrqIndex::Msi),
+            intx: vectors(IrqIndex::Intx) > 0,
+        })
+    };
+    ask().map_err(|source| Error::Describe {
+        name: host.name.clone(),
+        what: "read the features",
+        source,
+    })
+}
