@@ -19,6 +19,12 @@ use crate::process;
 const POLL: Duration = Duration::from_millis(100);
 /// How long QEMU may take to end after the verdict: L1 hands out its logs in that time.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long L1 may take to get to the test; it needs three seconds on an idle machine.
+const COMES_UP: Duration = Duration::from_secs(45);
+/// How often L1 is booted until it comes up.
+const ATTEMPTS: u32 = 3;
+/// What L1's init prints right before the test.
+const BEGIN: &str = "LAB-BEGIN";
 /// Modules of every L1 on the distribution's kernel.
 const L1_MODULES: [&str; 6] = [
     "kvm-amd",
@@ -86,19 +92,41 @@ impl Bench<'_> {
         };
         let initramfs = logs.join("l1.cpio");
         self.pack(scenario, &modules, &initramfs)?;
+        for _ in 0..ATTEMPTS {
+            if let Some(verdict) = self.attempt(scenario, &kernel, &initramfs, &logs)? {
+                self.tidy(&logs, &verdict);
+                return Ok(verdict);
+            }
+            println!("lab: {:20} L1 did not come up; once more", scenario.name);
+        }
+        Ok(Verdict::Fail(format!(
+            "L1 did not come up in {ATTEMPTS} attempts"
+        )))
+    }
+
+    /// Boots L1 once. No verdict when L1 died before it got to the test: emulated CPUs now and then run a stale copy
+    /// of code that L1's kernel has just patched, which says nothing about the test.
+    fn attempt(
+        &self,
+        scenario: &Scenario,
+        kernel: &Path,
+        initramfs: &Path,
+        logs: &Path,
+    ) -> Result<Option<Verdict>, Error> {
         let (console, handout) = (logs.join("console.log"), logs.join("handout.tar"));
+        let words = format!(
+            "lab_test={} lab_patience={}",
+            scenario.name,
+            self.patience.ceil()
+        );
         let machine = Machine {
-            kernel: &kernel,
-            initramfs: &initramfs,
-            words: &format!(
-                "lab_test={} lab_patience={}",
-                scenario.name,
-                self.patience.ceil()
-            ),
+            kernel,
+            initramfs,
+            words: &words,
             memory_mib: scenario.memory_mib,
             vcpus: scenario.vcpus,
             devices: &scenario.devices,
-            scratch: &logs,
+            scratch: logs,
             console: Console::Files {
                 console: &console,
                 handout: &handout,
@@ -111,13 +139,8 @@ impl Bench<'_> {
         let qemu = command
             .spawn()
             .map_err(|source| process::start_error(&command, source))?;
-        let verdict = self.watch(
-            Running(qemu),
-            &console,
-            Duration::from_secs(scenario.timeout_s),
-        );
-        self.tidy(&logs, &verdict);
-        Ok(verdict)
+        let timeout = Duration::from_secs(scenario.timeout_s).mul_f64(self.patience);
+        Ok(self.watch(Running(qemu), &console, timeout))
     }
 
     /// Packs an L1 for this scenario at `to`.
@@ -156,31 +179,32 @@ impl Bench<'_> {
         }
     }
 
-    fn watch(&self, mut qemu: Running, console: &Path, timeout: Duration) -> Verdict {
-        let deadline = Instant::now() + timeout.mul_f64(self.patience);
+    fn watch(&self, mut qemu: Running, console: &Path, timeout: Duration) -> Option<Verdict> {
+        let start = Instant::now();
         let mut narrated = 0;
         loop {
+            // Asked first, so that what is read below is all there is when QEMU has ended.
+            let ended = qemu.ended();
             let text = fs::read(console).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
+            let text = String::from_utf8_lossy(&text);
             narrated = self.narrate(&text, narrated);
             if let Some(verdict) = Verdict::find(&text) {
                 qemu.finish(GRACE);
-                return verdict;
+                return Some(verdict);
             }
-            if qemu.ended() {
-                return verdict_at_end(console);
+            let begun = text.contains(BEGIN);
+            if ended || !begun && start.elapsed() > COMES_UP.mul_f64(self.patience) {
+                let last = format!(
+                    "L1 ended without a verdict; last line: {}",
+                    last_line(&text)
+                );
+                return begun.then_some(Verdict::Fail(last));
             }
-            if Instant::now() > deadline {
-                let last = text
-                    .lines()
-                    .rev()
-                    .find(|line| !line.trim().is_empty())
-                    .unwrap_or("nothing")
-                    .to_string();
-                return Verdict::Fail(format!(
-                    "no verdict within {:?}; last line: {last}",
-                    timeout.mul_f64(self.patience)
-                ));
+            if start.elapsed() > timeout {
+                let last = last_line(&text);
+                return Some(Verdict::Fail(format!(
+                    "no verdict within {timeout:?}; last line: {last}"
+                )));
             }
             thread::sleep(POLL);
         }
@@ -254,17 +278,11 @@ impl Drop for Running {
     }
 }
 
-fn verdict_at_end(console: &Path) -> Verdict {
-    let text = fs::read(console).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    Verdict::find(&text).unwrap_or_else(|| {
-        let last = text
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("nothing");
-        Verdict::Fail(format!("L1 ended without a verdict; last line: {last}"))
-    })
+fn last_line(text: &str) -> &str {
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("nothing")
 }
 
 #[cfg(test)]
