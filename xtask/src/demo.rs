@@ -15,7 +15,7 @@ use crate::process;
 use crate::workspace::Workspace;
 
 /// How `demo.sh` marks the lines that people should see.
-const MARK: &str = "demo> ";
+const MARK: &str = "demo>";
 /// A stock kernel boots in a second where KVM is a real one; where it is not, it never does.
 const DIRECT_LIMIT: Duration = Duration::from_secs(25);
 
@@ -136,11 +136,8 @@ fn run_direct(workspace: &Workspace, assets: &Assets, binary: &Path) -> Result<V
     let text = fs::read_to_string(&story).map_err(Error::file("read", &story))?;
     let verdict = Verdict::find(&text).unwrap_or_else(|| Verdict::Fail("no verdict".to_string()));
     if verdict == Verdict::Pass {
-        for told in text
-            .lines()
-            .filter_map(|line| line.strip_prefix(MARK.trim_end()))
-        {
-            println!("{told}");
+        for told in text.lines().filter_map(|line| line.strip_prefix(MARK)) {
+            println!("{}", told.strip_prefix(' ').unwrap_or(told));
         }
     }
     Ok(verdict)

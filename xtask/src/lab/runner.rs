@@ -216,7 +216,7 @@ impl Bench<'_> {
         let complete = text.matches('\n').count();
         for line in text.lines().take(complete).skip(already) {
             if let Some((_, told)) = line.trim_end().split_once(mark) {
-                println!("{told}");
+                println!("{}", told.strip_prefix(' ').unwrap_or(told));
             }
         }
         complete
