@@ -13,7 +13,8 @@ use super::error::Error;
 
 /// Drivers outside of VFIO that leave a group usable: the kernel lets them keep their devices (`driver_managed_dma`).
 const HARMLESS_DRIVERS: [&str; 2] = ["pci-stub", "pcieport"];
-/// Name of the groups that the kernel makes up where there is no IOMMU (`enable_unsafe_noiommu_mode`).
+/// Name of the groups that the kernel makes up: for functions without an IOMMU (`enable_unsafe_noiommu_mode`), and for every
+/// mediated device, whose driver does the work of an IOMMU.
 const NO_IOMMU_GROUP: &str = "vfio-noiommu";
 
 /// Where sysfs and devtmpfs are mounted.
@@ -165,7 +166,7 @@ impl HostDevice {
             identity,
             driver,
             vfio_driver,
-            group: read_group(&resolved),
+            group: read_group(bus, &resolved),
             vfio_name,
             path: resolved,
         })
@@ -243,10 +244,12 @@ fn read_identity(device: &Path) -> Option<Identity> {
     })
 }
 
-fn read_group(device: &Path) -> Option<Group> {
+fn read_group(bus: Bus, device: &Path) -> Option<Group> {
     let directory = device.join("iommu_group");
     let id = link_target(&directory)?.parse().ok()?;
-    if fs::read_to_string(directory.join("name")).is_ok_and(|name| name.trim() == NO_IOMMU_GROUP) {
+    let made_up =
+        fs::read_to_string(directory.join("name")).is_ok_and(|name| name.trim() == NO_IOMMU_GROUP);
+    if bus == Bus::Pci && made_up {
         return None;
     }
     let members = entries(&directory.join("devices"));

@@ -171,11 +171,20 @@ fn a_group_names_the_members_that_block_it() {
 }
 
 #[test]
-fn a_mediated_device_needs_no_group_and_any_driver_of_its_bus() {
+fn a_mediated_device_needs_no_iommu_and_any_driver_of_its_bus() {
     let host = FakeHost::new();
     let device = read(&host.device("mdev", UUID, Some("mtty"), None));
     assert_eq!((device.bus, device.identity), (Bus::Mdev, None));
     device.check().unwrap();
+    // The kernel names a mediated device's group as it names those of functions without an IOMMU.
+    let other = host.device(
+        "mdev",
+        "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002",
+        Some("mtty"),
+        Some(4),
+    );
+    fs::write(other.join("iommu_group/name"), "vfio-noiommu\n").unwrap();
+    assert_eq!(read(&other).group.map(|group| group.id), Some(4));
 }
 
 #[test]
