@@ -14,6 +14,7 @@ pub mod memory;
 pub mod pci_bus;
 pub mod seccomp;
 pub mod signals;
+pub mod snapshot;
 pub mod vcpu_thread;
 pub mod vfio;
 pub mod windows;

@@ -115,36 +115,58 @@ impl Ram {
     /// # Errors
     /// When the host has not enough memory, address space or huge pages for it.
     pub fn new(config: &MemoryConfig) -> Result<Self, Error> {
-        let size = config.size;
-        let host = host_memory_bytes();
-        if host != 0 && size / MAX_OVERCOMMIT > host {
-            return Err(Error::BeyondHost { size, host });
-        }
+        check_size(config)?;
         let file = memory_file(config)?;
-        let hugepages = huge_pages(config);
-        let mut regions = Vec::new();
-        let mut file_offset = 0;
-        for (base, len) in layout::ram_regions(size) {
-            let mapping =
-                map_region(config, file.as_ref(), file_offset, len).map_err(|source| {
-                    Error::Map {
-                        size,
-                        hugepages,
-                        source,
-                    }
-                })?;
-            advise(config, &mapping);
-            regions
-                .push(GuestRegionMmap::new(mapping, base).expect("ram_regions never wraps around"));
-            file_offset += len;
-        }
-        let memory = GuestMemoryMmap::from_regions(regions)
-            .map_err(|source| Error::Layout { size, source })?;
-        let ram = Self { memory, size };
+        let mut offset = 0;
+        let ram = Self::map(config, |len| {
+            let start = offset;
+            offset += len;
+            file.as_ref().map(|file| Backing::Shared(file, start))
+        })?;
         if config.prefault {
             ram.populate()?;
         }
         Ok(ram)
+    }
+
+    /// Maps RAM whose content is in `file`, each region at its offset; what the guest writes stays out of the file.
+    ///
+    /// For plain private memory only: the file is what backs it.
+    ///
+    /// # Errors
+    /// When the host has not enough memory or address space for it, or the file is too short.
+    pub(super) fn of_image(
+        config: &MemoryConfig,
+        file: &File,
+        offsets: &[u64],
+    ) -> Result<Self, Error> {
+        check_size(config)?;
+        let mut offsets = offsets.iter();
+        Self::map(config, |_| {
+            offsets.next().map(|&offset| Backing::Image(file, offset))
+        })
+    }
+
+    /// Maps the regions; `backing` says what is behind the next one, given its length. Nothing means anonymous memory.
+    fn map<'a>(
+        config: &MemoryConfig,
+        mut backing: impl FnMut(u64) -> Option<Backing<'a>>,
+    ) -> Result<Self, Error> {
+        let size = config.size;
+        let mut regions = Vec::new();
+        for (base, len) in layout::ram_regions(size) {
+            let mapping = map_region(config, backing(len), len).map_err(|source| Error::Map {
+                size,
+                hugepages: huge_pages(config),
+                source,
+            })?;
+            advise(config, &mapping);
+            regions
+                .push(GuestRegionMmap::new(mapping, base).expect("ram_regions never wraps around"));
+        }
+        let memory = GuestMemoryMmap::from_regions(regions)
+            .map_err(|source| Error::Layout { size, source })?;
+        Ok(Self { memory, size })
     }
 
     /// Guest memory, for loaders and devices.
@@ -227,6 +249,14 @@ fn huge_pages(config: &MemoryConfig) -> Option<HugePages> {
     })
 }
 
+fn check_size(config: &MemoryConfig) -> Result<(), Error> {
+    let (size, host) = (config.size, host_memory_bytes());
+    if host != 0 && size / MAX_OVERCOMMIT > host {
+        return Err(Error::BeyondHost { size, host });
+    }
+    Ok(())
+}
+
 /// The memfd behind shared or huge-page RAM, as long as the RAM.
 fn memory_file(config: &MemoryConfig) -> Result<Option<File>, Error> {
     let hugepages = huge_pages(config);
@@ -254,31 +284,42 @@ fn memory_file(config: &MemoryConfig) -> Result<Option<File>, Error> {
     })
 }
 
+/// The file behind a region, and where the region starts in it.
+enum Backing<'a> {
+    /// Mapped shared.
+    Shared(&'a File, u64),
+    /// Mapped privately.
+    Image(&'a File, u64),
+}
+
 fn map_region(
     config: &MemoryConfig,
-    file: Option<&File>,
-    file_offset: u64,
+    backing: Option<Backing<'_>>,
     len: u64,
 ) -> Result<MmapRegion, vm_memory::mmap::MmapRegionError> {
-    let mut flags = match file {
-        Some(_) => libc::MAP_SHARED,
-        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    let (mut flags, file) = match backing {
+        Some(Backing::Shared(file, offset)) => (libc::MAP_SHARED, Some((file, offset))),
+        Some(Backing::Image(file, offset)) => (libc::MAP_PRIVATE, Some((file, offset))),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None),
     };
     // Huge pages are reserved when mapped, so that a lack of them is an error now and not a SIGBUS later.
     if !config.reserve && !config.hugepages {
         flags |= libc::MAP_NORESERVE;
     }
     let file_offset = match file {
-        Some(file) => Some(FileOffset::new(
+        Some((file, offset)) => Some(FileOffset::new(
             file.try_clone()
                 .map_err(vm_memory::mmap::MmapRegionError::Mmap)?,
-            file_offset,
+            offset,
         )),
         None => None,
     };
     let len = usize::try_from(len)
         .map_err(|_| vm_memory::mmap::MmapRegionError::Mmap(io::ErrorKind::OutOfMemory.into()))?;
-    MmapRegion::build(file_offset, len, libc::PROT_READ | libc::PROT_WRITE, flags)
+    let mut region =
+        MmapRegion::build(file_offset, len, libc::PROT_READ | libc::PROT_WRITE, flags)?;
+    region.set_hugetlbfs(config.hugepages);
+    Ok(region)
 }
 
 /// Passes on the wishes that the kernel is free to ignore.
