@@ -6,8 +6,9 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
-use dormouse_pci::{MsiMessage, VectorChange};
+use dormouse_pci::{BarKind, InterruptPin, MsiMessage, VectorChange};
 
 /// Region of the expansion ROM; BARs are regions 0 to 5.
 pub const ROM_REGION: u32 = 6;
@@ -70,7 +71,12 @@ pub trait HostFunction: Send + Sync {
     ///
     /// # Errors
     /// The kernel's answer.
-    fn arm(&self, index: IrqIndex, start: u32, triggers: &[Option<BorrowedFd<'_>>]) -> io::Result<()>;
+    fn arm(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        triggers: &[Option<BorrowedFd<'_>>],
+    ) -> io::Result<()>;
 
     /// Disables an index with all its vectors.
     ///
@@ -161,4 +167,25 @@ pub trait IntxLine: Send + Sync {
 
     /// Raises the line once, as the device would.
     fn raise(&self);
+}
+
+/// Where the interrupts of a function come from. Asked while the function is built, when it is known what the device has.
+pub trait InterruptSupply {
+    /// Message vectors, all masked.
+    ///
+    /// # Errors
+    /// When the host has no more eventfds.
+    fn vectors(&self, count: u16) -> io::Result<Arc<dyn MsiSink>>;
+
+    /// The line that the guest's `_PRT` names for a pin of this function; `None` where the machine routes none.
+    ///
+    /// # Errors
+    /// When the host has no more eventfds.
+    fn intx(&self, pin: InterruptPin) -> io::Result<Option<Arc<dyn IntxLine>>>;
+}
+
+/// Where a guest may place BARs.
+pub trait AddressWindows: Send + Sync {
+    /// Whether all of `range`, which is not empty, lies in a window for BARs of this kind.
+    fn contains(&self, kind: BarKind, range: &Range<u64>) -> bool;
 }

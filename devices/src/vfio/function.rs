@@ -1,0 +1,301 @@
+//! One passed-through function: what guest accesses and their effects do, and the fix-ups that a device needs after it was
+//! opened or reset. `open` builds it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dormouse_pci::{BarIndex, BarKind, BarPlacement, ConfigEffect, PciFunction};
+use dormouse_vfio_migration::MigratableDevice;
+
+use super::bars::{Bars, PlaceError, Refusal};
+use super::config::Config;
+use super::error::Error;
+use super::hardware::{FaultCounters, Hardware};
+use super::interrupts::Interrupts;
+use super::open::reset_device;
+use super::state::{BarAddressState, IdentityState, VfioFunctionState};
+use crate::guest_warn;
+use crate::lifecycle::{Quiesced, Save};
+
+/// A PCI function of the host in the hands of a guest.
+pub struct VfioFunction {
+    pub(super) hardware: Arc<Hardware>,
+    pub(super) config: Arc<Config>,
+    pub(super) interrupts: Arc<Interrupts>,
+    pub(super) bars: Mutex<Bars>,
+    pub(super) assigned: Mutex<Vec<BarAddressState>>,
+    pub(super) identity: IdentityState,
+    pub(super) migration: Mutex<Option<MigratableDevice>>,
+    /// The device was set up anew, so that a level interrupt may have gone by unseen.
+    pub(super) set_up_anew: AtomicBool,
+}
+
+impl VfioFunction {
+    /// Sets the device up as the shadow says: PCI_COMMAND through the kernel, then interrupts, then the BARs that PCI_COMMAND
+    /// enables. For a device that was just opened, whose state was just loaded, or that was reset.
+    ///
+    /// # Errors
+    /// When the kernel refuses one of them. The rest is not attempted.
+    pub fn fix_up(&self) -> Result<(), Error> {
+        let device = || Arc::clone(self.hardware.name());
+        self.config
+            .push_command()
+            .map_err(|source| Error::WriteCommand {
+                device: device(),
+                source,
+            })?;
+        self.interrupts
+            .rearm()
+            .map_err(|source| Error::Interrupts {
+                device: device(),
+                source,
+            })?;
+        self.set_up_anew.store(true, Ordering::Relaxed);
+        let refused = self.bars().reconcile(&self.config.desired_bars());
+        match refused.into_iter().next() {
+            None => Ok(()),
+            Some(Refusal {
+                index,
+                address,
+                previous: _,
+                error,
+            }) => Err(Error::PlaceBar {
+                device: device(),
+                bar: index,
+                address,
+                source: error,
+            }),
+        }
+    }
+
+    /// Gives every BAR an address, as firmware does; also after each reset of the machine from now on.
+    ///
+    /// # Errors
+    /// The first answer of `allocate` that is one. BARs before it keep their addresses.
+    pub fn assign_bars<E>(
+        &self,
+        mut allocate: impl FnMut(BarKind) -> Result<u64, E>,
+    ) -> Result<(), E> {
+        for BarPlacement { index, kind, .. } in self.config.desired_bars() {
+            let address = allocate(kind)?;
+            let io = matches!(kind, BarKind::Io { .. });
+            let size = kind.size();
+            self.assigned().retain(|assigned| assigned.bar != index);
+            self.assigned().push(BarAddressState {
+                bar: index,
+                address,
+                size,
+                io,
+            });
+        }
+        self.program_assigned_bars();
+        Ok(())
+    }
+
+    /// Acts on an effect of a configuration write, on the thread of the vCPU that wrote, with no lock held.
+    pub fn apply_effect(&self, effect: ConfigEffect) {
+        match effect {
+            ConfigEffect::LayoutChanged => self.follow_layout(),
+            ConfigEffect::Msi(change) | ConfigEffect::Msix(change) => {
+                self.interrupts.follow(&change);
+            }
+            ConfigEffect::FunctionReset => self.after_function_reset(),
+            // The write itself reached the device through the kernel, which acts on both.
+            ConfigEffect::BusMasterChanged { .. }
+            | ConfigEffect::InterruptDisableChanged { .. } => {}
+        }
+    }
+
+    /// Puts the device and what the guest knows of it back to power-on, for a guest that resets its machine. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the device cannot be reset or set up again.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.bars().unplace_all();
+        self.interrupts
+            .switch_off()
+            .map_err(|source| Error::Interrupts {
+                device: Arc::clone(self.hardware.name()),
+                source,
+            })?;
+        reset_device(&self.hardware)?;
+        self.forget_guest();
+        self.program_assigned_bars();
+        self.fix_up()
+    }
+
+    /// Stops DMA of a device whose state is not saved, while memory is; the guest's view stays.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn hold_dma(&self) -> Result<(), Error> {
+        let device = Arc::clone(self.hardware.name());
+        self.config
+            .withhold_bus_master()
+            .map_err(|source| Error::WriteCommand { device, source })
+    }
+
+    /// Lets the device do DMA again if the guest allows it.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn release_dma(&self) -> Result<(), Error> {
+        let device = Arc::clone(self.hardware.name());
+        self.config
+            .push_command()
+            .map_err(|source| Error::WriteCommand { device, source })
+    }
+
+    /// How messages name the device.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        self.hardware.name()
+    }
+
+    /// Whether the device ever failed to do what it was asked.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.hardware.has_failed()
+    }
+
+    /// What went wrong so far.
+    #[must_use]
+    pub fn counters(&self) -> FaultCounters {
+        self.hardware.counters()
+    }
+
+    /// Each BAR that answers now, its address, and how many bytes of it the guest reaches without an exit.
+    #[must_use]
+    pub fn placed_bars(&self) -> Vec<(BarIndex, u64, u64)> {
+        self.bars().placed().collect()
+    }
+
+    /// Makes the BARs answer where the guest programmed them. What the host cannot place goes back to where it was.
+    fn follow_layout(&self) {
+        let mut bars = self.bars();
+        // The second round places what the first put back. What it still refuses does not answer.
+        for _ in 0..2 {
+            let mut put_back = false;
+            for Refusal {
+                index,
+                address,
+                previous,
+                error,
+            } in bars.reconcile(&self.config.desired_bars())
+            {
+                match &error {
+                    PlaceError::Map { .. } => self.hardware.report(&error),
+                    PlaceError::Taken(_) | PlaceError::NoSuchPort(_) => guest_warn!(
+                        "{}: the guest cannot have {index} at {address:#x}: {error}",
+                        self.hardware.name()
+                    ),
+                }
+                if let Some(previous) = previous.filter(|previous| *previous != address) {
+                    put_back |= self.config.shadow().refuse_bar(index, address, previous);
+                }
+            }
+            if !put_back {
+                break;
+            }
+        }
+    }
+
+    /// The kernel has reset the function when the guest's write to its reset bit returned, and restored what its own driver had
+    /// programmed. For the guest everything is as after power-on, so the device has to forget as well.
+    fn after_function_reset(&self) {
+        self.bars().unplace_all();
+        if let Err(error) = self.interrupts.switch_off() {
+            self.hardware.report(&error);
+        }
+        self.forget_guest();
+        if let Err(error) = self.fix_up() {
+            self.hardware.report(&error);
+        }
+    }
+
+    /// What the shadow's reset asks for is done by the callers for the whole device.
+    fn forget_guest(&self) {
+        let _superseded = self.config.shadow().reset();
+    }
+
+    /// Nothing decodes at this point, so no placement follows from it.
+    fn program_assigned_bars(&self) {
+        let assigned = self.assigned().clone();
+        for BarPlacement { index, kind, .. } in self.config.desired_bars() {
+            if let Some(assigned) = assigned.iter().find(|assigned| assigned.bar == index) {
+                let _no_decode = self.config.program_bar(index, kind, assigned.address);
+            }
+        }
+    }
+
+    fn bars(&self) -> MutexGuard<'_, Bars> {
+        // No code panics while it holds the lock; the same goes for those below.
+        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assigned(&self) -> MutexGuard<'_, Vec<BarAddressState>> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PciFunction for VfioFunction {
+    fn config_read(&self, offset: u16, data: &mut [u8]) {
+        if self.config.shows_pending(offset) {
+            self.interrupts.collect_pending();
+        }
+        self.config.read(offset, data);
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) -> Vec<ConfigEffect> {
+        if !self.config.gates_memory(offset) {
+            return self.config.write(offset, data);
+        }
+        // A vCPU that reaches a mapping of a device which does not answer would be thrown out of the guest with an error, so
+        // the mappings go first, and no other vCPU may bring them back before the write is done.
+        let mut bars = self.bars();
+        let stops = self.config.will_stop_answering(offset, data);
+        if stops {
+            bars.suspend();
+        }
+        let mut effects = self.config.write(offset, data);
+        if stops && !effects.contains(&ConfigEffect::LayoutChanged) {
+            effects.push(ConfigEffect::LayoutChanged);
+        }
+        effects
+    }
+
+    fn desired_bars(&self) -> Vec<BarPlacement> {
+        self.config.desired_bars()
+    }
+
+    fn refuse_bar(&self, index: BarIndex, refused: u64, previous: u64) -> bool {
+        self.config.shadow().refuse_bar(index, refused, previous)
+    }
+}
+
+impl Save for VfioFunction {
+    type State = VfioFunctionState;
+
+    fn save(&self, _quiesced: &Quiesced) -> VfioFunctionState {
+        self.interrupts.collect_pending();
+        let desired = self.config.desired_bars();
+        let last = self.bars();
+        let bars = last.last_addresses().filter_map(|(bar, address)| {
+            let kind = desired.iter().find(|desired| desired.index == bar)?.kind;
+            let io = matches!(kind, BarKind::Io { .. });
+            Some(BarAddressState {
+                bar,
+                address,
+                size: kind.size(),
+                io,
+            })
+        });
+        VfioFunctionState {
+            identity: self.identity.clone(),
+            config: self.config.shadow().save(),
+            bars: bars.collect(),
+            assigned_bars: self.assigned().clone(),
+            used_vectors: self.interrupts.used_vectors(),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The function as a whole, over fakes.
+
+mod bars;
+mod construction;
+mod interrupts;
+mod properties;
+mod sleep;
