@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use dormouse_arch::x86_64::layout;
+use dormouse_devices::vfio::host::AddressWindows;
 use dormouse_pci::BarKind;
 use thiserror::Error as ThisError;
 
@@ -256,14 +257,26 @@ impl Windows {
     }
 }
 
+impl AddressWindows for Windows {
+    fn contains(&self, kind: BarKind, range: &Range<u64>) -> bool {
+        match kind {
+            BarKind::Io { .. } => self.contains(Window::Io, range),
+            BarKind::Mem32 { .. } => self.contains(Window::Mmio32, range),
+            // The guest may place a 64-bit BAR below 4 GiB.
+            BarKind::Mem64 { .. } => self.memory_window(range).is_some(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
 
     use dormouse_arch::x86_64::layout;
+    use dormouse_pci::BarKind;
     use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-    use super::{Error, Window, Windows};
+    use super::{AddressWindows, Error, Window, Windows};
 
     const GIB: u64 = 1 << 30;
 
@@ -338,6 +351,27 @@ mod tests {
             windows.allocate(Window::Mmio64, 0x1000),
             Err(Error::Full { .. })
         ));
+    }
+
+    #[test]
+    fn only_a_64_bit_bar_may_go_to_either_memory_window() {
+        let windows = Windows::new(GIB, 40);
+        let windows: &dyn AddressWindows = &windows;
+        let size = 0x1000;
+        let mem32 = BarKind::Mem32 {
+            size,
+            prefetchable: false,
+        };
+        let mem64 = BarKind::Mem64 {
+            size,
+            prefetchable: true,
+        };
+        let low = layout::MMIO32..layout::MMIO32 + size;
+        let high = 4 * GIB..4 * GIB + size;
+        assert!(windows.contains(mem32, &low) && !windows.contains(mem32, &high));
+        assert!(windows.contains(mem64, &low) && windows.contains(mem64, &high));
+        assert!(windows.contains(BarKind::Io { size: 8 }, &(0x1000..0x1008)));
+        assert!(!windows.contains(BarKind::Io { size: 8 }, &(0xff8..0x1000)));
     }
 
     #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ mod intx;
 mod msi;
 mod router;
 mod routes;
+mod supply;
 mod table;
 
 #[cfg(test)]
@@ -19,3 +20,4 @@ pub use intx::Intx;
 pub use msi::MsiVectors;
 pub use router::{Error, InterruptRouter};
 pub use routes::{Irqchip, Route, RouteTarget, Routes};
+pub use supply::SlotInterrupts;
