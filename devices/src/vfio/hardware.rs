@@ -5,6 +5,8 @@
 //! switch that keeps the host off the BARs while the device must not be touched. Every other part of the function goes through
 //! this one to reach regions.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,12 +71,9 @@ impl Hardware {
     }
 
     /// Counts and logs a failure that a guest access ran into.
-    pub fn report(&self, error: &dyn std::error::Error) {
+    pub fn report(&self, error: &dyn Error) {
         self.host_errors.fetch_add(1, Ordering::Relaxed);
-        match error.source() {
-            Some(source) => guest_warn!("{}: {error}: {source}", self.name),
-            None => guest_warn!("{}: {error}", self.name),
-        }
+        guest_warn!("{}: {}", self.name, Chain(error));
     }
 
     /// Reads configuration space for the guest; all-ones if the device does not answer. Bytes beyond the device's space are zero.
@@ -161,6 +160,21 @@ impl Hardware {
             .size
             .saturating_sub(offset.into());
         usize::try_from(left).map_or(len, |left| left.min(len))
+    }
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut error = self.0;
+        while let Some(source) = error.source() {
+            write!(f, ": {source}")?;
+            error = source;
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dormouse_pci::{InterruptMode, MessageChange, VectorChange, VectorState};
+use dormouse_pci::regs::Command;
+use dormouse_pci::{ConfigSpace, InterruptMode, MessageChange, VectorChange, VectorState};
 
 use super::config::Config;
 use super::error::InterruptError;
@@ -113,7 +114,7 @@ impl Interrupts {
     }
 
     /// After the machine stood still: no level interrupt may be lost. What a driver masked by itself is unmasked; with
-    /// `may_have_lost` the guest is made to look at the device once.
+    /// `may_have_lost` the guest is made to look at the device once, unless it has switched INTx off.
     pub fn resumed(&self, may_have_lost: bool) {
         let armed = self.armed();
         let (Mode::Intx, Some(line)) = (armed.mode, &self.line) else {
@@ -122,7 +123,9 @@ impl Interrupts {
         if let Err(source) = self.hardware.host().mask_intx(false) {
             self.hardware.report(&InterruptError::Unmask { source });
         }
-        if may_have_lost {
+        let command = self.config.shadow().command();
+        let intx_disabled = command.contains(Command::INTX_DISABLE);
+        if may_have_lost && !intx_disabled {
             line.raise();
         }
     }
@@ -215,7 +218,7 @@ impl Interrupts {
     }
 
     /// How many messages the guest enabled in its MSI control register.
-    fn messages_in_use(&self, shadow: &dormouse_pci::ConfigSpace) -> usize {
+    fn messages_in_use(&self, shadow: &ConfigSpace) -> usize {
         let Some(msi) = self.config.msi() else {
             return 0;
         };

@@ -1,10 +1,10 @@
 //! A PCI function of the host, given to a guest with VFIO.
 //!
-//! [`function`](VfioFunction) puts the parts together, [`open`] builds it. [`plan`] decides from the device's own bytes which registers the guest
-//! finds (with [`capabilities`] as its table), [`config`] carries that out on each access and keeps the shadow true, [`bars`]
-//! makes the BARs answer where the guest put them ([`areas`]: what of them is mapped; [`window`]: the rest), [`interrupts`]
-//! makes the device follow the guest's interrupt registers, [`state`] is what a snapshot holds, [`migration`] is sleep and wake.
-//! What the function needs of the host are the traits in [`host`]; [`hardware`] counts what fails there.
+//! `function` puts the parts together, `open` builds it. `plan` decides from the device's own bytes which registers the guest
+//! finds (with `capabilities` as its table), `config` carries that out on each access and keeps the shadow true, `bars`
+//! makes the BARs answer where the guest put them (`areas`: what of them is mapped; `window`: the rest), `interrupts`
+//! makes the device follow the guest's interrupt registers, `state` is what a snapshot holds, `migration` is sleep and wake.
+//! What the function needs of the host are the traits in `host`; `hardware` counts what fails there.
 //!
 //! The machine calls it: guest accesses arrive on vCPU threads, several at a time; effects of configuration writes are applied
 //! by the thread that wrote; everything else runs while no vCPU does.

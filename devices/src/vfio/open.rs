@@ -3,7 +3,7 @@
 //! Both ways are one: the device is described by its own bytes, and a state only fills in what a guest can change.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -66,6 +66,8 @@ impl VfioFunction {
         let shadow = opened.plan.builder.clone().build();
         let function = opened.complete(spec, deps, shadow, None)?;
         function.fix_up()?;
+        // No guest has seen it yet.
+        function.set_up_anew.store(false, Ordering::Relaxed);
         Ok(function)
     }
 

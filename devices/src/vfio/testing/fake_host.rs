@@ -19,6 +19,10 @@ pub struct HostFaults {
     /// Mappings that succeed before one fails.
     pub maps: Option<usize>,
     pub arm: bool,
+    /// The host has no more than one message.
+    pub one_message: bool,
+    /// The device ignores writes to its power state.
+    pub always_on: bool,
     pub disarm: bool,
     /// The errno of a reset.
     pub reset: Option<i32>,
@@ -166,7 +170,9 @@ impl HostFunction for FakeHost {
             return Ok(());
         }
         let at = offset as usize;
-        state.config[at..at + data.len()].copy_from_slice(data);
+        if !(state.faults.always_on && at == 0x64) {
+            state.config[at..at + data.len()].copy_from_slice(data);
+        }
         state.config_writes.push(offset as u16);
         if at < 6 && end > 4 {
             let command = u16::from_le_bytes(state.config[4..6].try_into().unwrap());
@@ -195,7 +201,8 @@ impl HostFunction for FakeHost {
         let end = start as usize + triggers.len();
         let other_mode = state.armed.keys().any(|armed| *armed != index);
         let beyond = end > self.irq_count(index) as usize || triggers.is_empty();
-        if state.faults.arm || other_mode || beyond {
+        let too_many = state.faults.one_message && triggers.len() > 1;
+        if state.faults.arm || other_mode || beyond || too_many {
             return Err(errno(EINVAL));
         }
         let given: Vec<bool> = triggers.iter().map(Option::is_some).collect();

@@ -12,7 +12,7 @@ mod models;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use dormouse_pci::{BarKind, ConfigEffect, MsiMessage, PciFunction};
+use dormouse_pci::{BarIndex, BarKind, ConfigEffect, MsiMessage, PciFunction};
 use dormouse_vfio_migration::MigrationIo;
 use dormouse_vfio_migration::testing::{ScriptedDevice, Trace};
 
@@ -69,6 +69,7 @@ pub struct RigParts {
     pub spaces: BarSpaces,
     pub migration: Option<Arc<ScriptedDevice>>,
     pub state: Option<VfioFunctionState>,
+    pub trapped_bars: Vec<BarIndex>,
 }
 
 impl RigParts {
@@ -83,6 +84,7 @@ impl RigParts {
             spaces,
             migration: None,
             state: None,
+            trapped_bars: Vec::new(),
         }
     }
 
@@ -94,6 +96,7 @@ impl RigParts {
             spaces,
             migration,
             state,
+            trapped_bars,
         } = self;
         let supply = FakeSupply {
             trace: trace.clone(),
@@ -101,7 +104,7 @@ impl RigParts {
         };
         let spec = VfioSpec {
             name: name.into(),
-            trapped_bars: Vec::new(),
+            trapped_bars,
         };
         let deps = VfioDeps {
             host: Arc::clone(&host) as _,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use dormouse_pci::BarIndex;
+
 use crate::access::{BusDevice, Effect};
 use crate::bus::{Mmio, Pio};
 use crate::vfio::testing::{HostFaults, Model, Rig, RigParts};
@@ -68,9 +70,11 @@ fn sparse_areas_and_pages_beside_pending_bits_are_mapped() {
 
 #[test]
 fn excluded_bars_are_trapped_wholly() {
-    let mut model = Model::nvme();
-    model.regions[0].mappable.clear();
-    let rig = enabled(model);
+    let mut parts = RigParts::new(Model::nvme());
+    parts.trapped_bars = vec![BarIndex::BAR0];
+    let rig = parts.build().unwrap();
+    place(&rig, BAR);
+    rig.write16(0x04, 0x0006);
     assert!(rig.host.mapped().is_empty());
     assert_eq!(rig.mmio_read32(BAR), Some(0));
     assert_eq!(rig.host.region_accesses(), 1);
@@ -99,6 +103,28 @@ fn a_device_in_a_lower_power_state_has_no_bars() {
     assert!(rig.host.mapped().is_empty());
     rig.write16(0x64, 0x0008);
     assert_eq!(rig.host.mapped(), [BAR..BAR + 0x2000]);
+}
+
+#[test]
+fn a_device_that_stays_on_keeps_its_bars() {
+    let rig = enabled(Model::nvme());
+    rig.host.set_faults(HostFaults {
+        always_on: true,
+        ..HostFaults::default()
+    });
+    rig.write16(0x64, 0x000b);
+    assert_eq!(rig.read16(0x64), 0x0008);
+    assert_eq!(rig.host.mapped(), [BAR..BAR + 0x2000]);
+}
+
+#[test]
+fn bars_shorter_than_a_page_are_trapped() {
+    let mut model = Model::igb_vf();
+    model.regions[0].size = 0x100;
+    model.regions[0].mappable = vec![0..0x100];
+    let rig = enabled(model);
+    assert!(rig.host.mapped().is_empty());
+    assert_eq!(rig.mmio_read32(BAR + 0xfc), Some(0));
 }
 
 #[test]

@@ -171,6 +171,43 @@ fn msi_is_armed_before_the_device_sees_it_enabled() {
     assert_eq!(rig.host.config_byte(0x52), 0x80);
 }
 
+/// The virtual function with four messages instead of one.
+fn four_messages() -> Rig {
+    let mut model = Model::igb_vf();
+    model.config[0x52] |= 0x04;
+    model.irqs[1] = 4;
+    let rig = Rig::new(model);
+    rig.write32(0x54, 0xfee0_0000);
+    rig.write16(0x5c, 0x0044);
+    rig.take_changes();
+    rig
+}
+
+#[test]
+fn as_many_messages_are_armed_as_the_guest_enables() {
+    let rig = four_messages();
+    rig.write16(0x52, 0x0011);
+    assert_eq!(rig.host.armed(IrqIndex::Msi), Some(vec![true; 2]));
+    assert_eq!(rig.sink().vector(1).routed, Some(message(0x45)));
+    rig.write16(0x52, 0x0021);
+    assert_eq!(rig.host.armed(IrqIndex::Msi), Some(vec![true; 4]));
+    // More than there are means all.
+    rig.write16(0x52, 0x0071);
+    assert_eq!(rig.host.armed(IrqIndex::Msi), Some(vec![true; 4]));
+}
+
+#[test]
+fn a_host_with_one_message_gives_that() {
+    let rig = four_messages();
+    rig.host.set_faults(HostFaults {
+        one_message: true,
+        ..HostFaults::default()
+    });
+    rig.write16(0x52, 0x0021);
+    assert_eq!(rig.host.armed(IrqIndex::Msi), Some(vec![true]));
+    assert!(!rig.function.has_failed());
+}
+
 #[test]
 fn msi_gives_way_to_msix_and_back() {
     let rig = Rig::new(Model::igb_vf());

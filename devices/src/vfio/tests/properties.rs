@@ -148,7 +148,7 @@ fn check(rig: &Rig, steps: &[Step]) {
 
 fn check_model(model: Model) {
     let config = Config {
-        cases: 400,
+        cases: 200,
         failure_persistence: None,
         ..Config::default()
     };

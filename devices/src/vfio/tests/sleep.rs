@@ -186,6 +186,19 @@ fn a_level_interrupt_is_not_lost_over_wake() {
 }
 
 #[test]
+fn a_guest_that_switched_intx_off_is_not_disturbed() {
+    let trace = Trace::new();
+    let source = Sleeper::new("vfio0", Model::mtty(), &trace, None);
+    source.rig.write16(0x04, 0x0401);
+    pause(&[&source.rig.function], PeerDma::Possible).unwrap();
+    let (state, blob) = source.save();
+    let woken = Sleeper::new("vfio0", Model::mtty(), &trace, Some(state));
+    woken.load(&blob).unwrap();
+    resume(&[&woken.rig.function], PeerDma::Possible).unwrap();
+    assert!(!trace.changes().contains(&"line: raise".to_owned()));
+}
+
+#[test]
 fn a_failed_pause_leaves_devices_that_work() {
     let trace = Trace::new();
     let one = Sleeper::busy("vfio0", &trace);
