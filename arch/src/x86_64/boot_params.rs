@@ -13,11 +13,13 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 
 use crate::x86_64::boot_regs::gdt;
 use crate::x86_64::layout::{
-    ACPI, ACPI_END, CMDLINE, EBDA, ECAM, ECAM_SIZE, GDT, KERNEL, LEGACY_HOLE, PML4, PVH_MEMORY_MAP,
-    PVH_MEMORY_MAP_SIZE, PVH_MODULES, PVH_START_INFO, ZERO_PAGE, ram_regions,
+    ACPI, CMDLINE, EBDA, ECAM, ECAM_SIZE, FIRMWARE_END, GDT, KERNEL, LEGACY_HOLE, PML4,
+    PVH_MEMORY_MAP, PVH_MEMORY_MAP_SIZE, PVH_MODULES, PVH_START_INFO, RESET_VECTOR, ZERO_PAGE,
+    ram_regions,
 };
 use crate::x86_64::loader::{BootEntry, Protocol};
 use crate::x86_64::page_tables::identity_map;
+use crate::x86_64::reset_vector;
 
 /// Loader id "undefined", as assigned to those without an id of their own.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -75,7 +77,7 @@ pub fn memory_map(ram_size: u64) -> Vec<MemoryRange> {
             kind: Reserved,
         },
         MemoryRange {
-            range: ACPI..ACPI_END,
+            range: ACPI..FIRMWARE_END,
             kind: Reserved,
         },
     ];
@@ -119,10 +121,11 @@ pub fn write(
                 "zero page",
                 ZERO_PAGE,
                 zero_page(boot, ram_size, rsdp).as_slice(),
-            )
+            )?;
         }
-        Protocol::Pvh => write_start_info(memory, boot, ram_size, rsdp),
+        Protocol::Pvh => write_start_info(memory, boot, ram_size, rsdp)?,
     }
+    write_bytes(memory, "reset vector", RESET_VECTOR, &reset_vector::code())
 }
 
 fn zero_page(boot: &BootEntry, ram_size: u64, rsdp: GuestAddress) -> boot_params {
@@ -238,6 +241,13 @@ mod tests {
         };
         write(&memory, &boot, 4 << 20, RSDP).unwrap();
         memory
+    }
+
+    #[test]
+    fn reset_vector_holds_code_that_writes_the_reset_port() {
+        let memory = written(Protocol::Pvh, None);
+        let code: [u8; 6] = memory.read_obj(GuestAddress(RESET_VECTOR)).unwrap();
+        assert_eq!(code, [0xba, 0x00, 0x06, 0xb0, 0x01, 0xee]);
     }
 
     #[test]

@@ -49,7 +49,11 @@ pub const LEGACY_HOLE: u64 = 0xa_0000;
 /// ACPI tables; the RSDP is the first thing, where a guest that scans for it looks too.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the ACPI area.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a PC starts in real mode: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// End of the area that firmware keeps for itself.
+pub const FIRMWARE_END: u64 = MIB;
 /// Lowest address a kernel segment may have.
 pub const KERNEL: u64 = MIB;
 
@@ -193,6 +197,7 @@ const _: () = assert_ascending(&[
     (CMDLINE, CMDLINE + CMDLINE_SIZE),
     (EBDA, LEGACY_HOLE),
     (ACPI, ACPI_END),
+    (RESET_VECTOR, FIRMWARE_END),
     (KERNEL, LOW_RAM_END),
     (MMIO32, MMIO32_END),
     (ECAM, ECAM + ECAM_SIZE),

@@ -12,3 +12,4 @@ pub mod layout;
 pub mod loader;
 pub mod msr;
 pub mod page_tables;
+mod reset_vector;
