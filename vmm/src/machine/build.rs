@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel, its initramfs or command line could not be loaded.
-    #[error("cannot load the guest's kernel")]
+    #[error("cannot load the guest's payload")]
     Load(#[source] loader::Error),
     /// The ACPI tables do not fit.
     #[error("cannot write the ACPI tables")]
@@ -134,7 +135,10 @@ fn give_ram_to_guest(vm: &Vm, ram: &Ram, slots: &SlotAllocator) -> Result<(), Er
 
 fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry, Error> {
     let open = |field, path: &Path| {
-        File::open(path).map_err(|source| Error::OpenPayload {
+        // Without waiting: a pipe that nobody writes to is refused by the loader, like everything that is no file.
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        file.map_err(|source| Error::OpenPayload {
             field,
             path: path.to_owned(),
             source,
