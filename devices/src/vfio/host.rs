@@ -84,7 +84,7 @@ pub trait HostFunction: Send + Sync {
     /// The kernel's answer.
     fn disarm(&self, index: IrqIndex) -> io::Result<()>;
 
-    /// Lets the kernel unmask INTx whenever `resample` is signalled.
+    /// Lets the kernel unmask INTx whenever `resample` is signalled. Called after each arming of INTx, also with the same eventfd.
     ///
     /// # Errors
     /// The kernel's answer.

@@ -253,9 +253,10 @@ impl Interrupts {
                 // A host that cannot give several messages gives one, and the device uses that for all of its causes.
                 self.arm(IrqIndex::Msi, 0, &armed.used[..count])
                     .or_else(|_| self.arm(IrqIndex::Msi, 0, &armed.used[..count.min(1)]))?;
-                self.config
-                    .push_msi_control(true)
-                    .map_err(|source| InterruptError::MsiControl { source })?;
+                self.config.push_msi_control(true).map_err(|source| {
+                    self.take_back(IrqIndex::Msi);
+                    InterruptError::MsiControl { source }
+                })?;
             }
             Mode::Msix => self.arm(IrqIndex::Msix, 0, &armed.used)?,
         }
@@ -273,23 +274,32 @@ impl Interrupts {
         };
         connect(true)?;
         let host = self.hardware.host();
+        let index = IrqIndex::Intx;
         let armed = host
-            .arm(IrqIndex::Intx, 0, &[Some(line.trigger())])
+            .arm(index, 0, &[Some(line.trigger())])
             .map_err(|source| InterruptError::Arm {
-                index: IrqIndex::Intx,
+                index,
                 start: 0,
                 count: 1,
                 source,
             })
             .and_then(|()| {
-                host.unmask_intx_on(line.resample())
-                    .map_err(|source| InterruptError::Unmask { source })
+                host.unmask_intx_on(line.resample()).map_err(|source| {
+                    self.take_back(index);
+                    InterruptError::Unmask { source }
+                })
             });
         if armed.is_err() {
             // What failed is told; a line that stays connected to nothing does no harm.
             let _ = connect(false);
         }
         armed
+    }
+
+    /// Undoes an arming whose second half failed: the kernel would refuse every other mode while it lasts. That failure is what
+    /// the caller is told.
+    fn take_back(&self, index: IrqIndex) {
+        let _ = self.hardware.host().disarm(index);
     }
 
     /// Takes the device out of its mode. Nothing stays routed, in use or pending.
@@ -304,13 +314,13 @@ impl Interrupts {
             }
             self.disarm_device(index)?;
         }
-        if let (Mode::Intx, Some(line)) = (armed.mode, &self.line) {
+        let left = std::mem::replace(&mut armed.mode, Mode::Off);
+        if let (Mode::Intx, Some(line)) = (left, &self.line) {
             line.connect(false).map_err(|source| InterruptError::Line {
                 connected: false,
                 source,
             })?;
         }
-        armed.mode = Mode::Off;
         for (vector, used) in (0u16..).zip(&mut armed.used) {
             if let (true, Some(sink)) = (std::mem::take(used), &self.sink) {
                 sink.take_pending(vector);

@@ -24,6 +24,7 @@ pub struct HostFaults {
     /// The device ignores writes to its power state.
     pub always_on: bool,
     pub disarm: bool,
+    pub unmask: bool,
     /// The errno of a reset.
     pub reset: Option<i32>,
 }
@@ -230,6 +231,9 @@ impl HostFunction for FakeHost {
     }
 
     fn unmask_intx_on(&self, _resample: BorrowedFd<'_>) -> io::Result<()> {
+        if self.state().faults.unmask {
+            return Err(errno(EINVAL));
+        }
         self.trace.note("host", "unmask on resample");
         Ok(())
     }

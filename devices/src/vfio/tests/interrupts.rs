@@ -247,6 +247,30 @@ fn what_the_host_refuses_is_counted_and_tried_again() {
 }
 
 #[test]
+fn a_mode_that_was_entered_half_does_not_bar_the_others() {
+    let rig = nvme();
+    enable(&rig);
+    rig.host.set_faults(HostFaults {
+        unmask: true,
+        ..HostFaults::default()
+    });
+    rig.write16(0x42, 0x0000);
+    assert_eq!(rig.host.armed(IrqIndex::Intx), None);
+    enable(&rig);
+    assert_eq!(rig.host.armed(IrqIndex::Msix), Some(vec![false; 5]));
+
+    let rig = four_messages();
+    rig.host.set_faults(HostFaults {
+        writes: true,
+        ..HostFaults::default()
+    });
+    rig.write16(0x52, 0x0001);
+    assert_eq!(rig.host.armed(IrqIndex::Msi), None);
+    rig.write16(0x72, 0x8000);
+    assert!(rig.host.armed(IrqIndex::Msix).is_some());
+}
+
+#[test]
 fn two_vcpus_cannot_leave_the_device_with_the_older_state() {
     let rig = nvme();
     enable(&rig);
