@@ -96,6 +96,29 @@ fn switching_decode_off_unmaps_before_the_device_stops_answering() {
 }
 
 #[test]
+fn vcpus_that_move_and_switch_at_once_leave_what_the_registers_say() {
+    let rig = enabled(Model::nvme());
+    for round in 0..100u32 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for command in [0, 2, 0, 2] {
+                    rig.write16(0x04, command);
+                }
+            });
+            scope.spawn(|| {
+                for step in 0..4 {
+                    rig.write32(0x10, BAR as u32 + (round + step) % 8 * 0x4000);
+                }
+            });
+        });
+        let address = u64::from(rig.read32(0x10) & !0xf);
+        assert_eq!(rig.host.mapped(), [address..address + 0x2000]);
+        assert!(rig.mmio_read32(address + 0x2000).is_some());
+        assert_eq!(rig.host.exposed(), 0);
+    }
+}
+
+#[test]
 fn a_device_in_a_lower_power_state_has_no_bars() {
     let rig = enabled(Model::nvme());
     rig.write16(0x64, 0x000b);

@@ -10,6 +10,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::bus::{Mmio, Pio};
 use crate::lifecycle::{Quiesced, Save};
+use crate::vfio::VfioFunctionState;
 use crate::vfio::host::MsiSink;
 use crate::vfio::testing::{MMIO32, MMIO64, Model, PORTS, Rig, RigParts};
 
@@ -182,6 +183,112 @@ fn check_model(model: Model) {
             drop(function);
             assert!(host.mapped().is_empty());
             assert_eq!(format!("{:?}{:?}", spaces.mmio, spaces.pio), "{}{}");
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// One change to a saved state.
+#[derive(Debug, Clone)]
+enum Damage {
+    Register(usize, u32),
+    Offset(usize, u16),
+    Bar(usize, u64),
+    Size(usize, u64),
+    Used(Vec<u16>),
+    Entry(usize, u64),
+    Pending(Vec<u16>),
+    Entries(usize),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let at = || 0..40usize;
+    let address = prop_oneof![
+        (0..8u64).prop_map(|n| 0xd000_0000 + n * 0x4000),
+        any::<u64>()
+    ];
+    let vectors = || proptest::collection::vec(prop_oneof![0..8u16, any::<u16>()], 0..6);
+    prop_oneof![
+        (at(), any::<u32>()).prop_map(|(at, value)| Damage::Register(at, value)),
+        (at(), any::<u16>()).prop_map(|(at, value)| Damage::Offset(at, value)),
+        (at(), address).prop_map(|(at, value)| Damage::Bar(at, value)),
+        (at(), any::<u64>()).prop_map(|(at, value)| Damage::Size(at, value)),
+        vectors().prop_map(Damage::Used),
+        (at(), any::<u64>()).prop_map(|(at, value)| Damage::Entry(at, value)),
+        vectors().prop_map(Damage::Pending),
+        (0..8usize).prop_map(Damage::Entries),
+    ]
+}
+
+fn inflict(state: &mut VfioFunctionState, damage: Damage) {
+    /// The element that a random number names.
+    fn pick<T>(list: &mut [T], at: usize) -> Option<&mut T> {
+        let len = list.len();
+        list.get_mut(at.checked_rem(len)?)
+    }
+    let msix = state.config.msix.as_mut().unwrap();
+    match damage {
+        Damage::Register(at, value) => {
+            pick(&mut state.config.registers, at).unwrap().value ^= value
+        }
+        Damage::Offset(at, value) => pick(&mut state.config.registers, at).unwrap().offset = value,
+        Damage::Bar(at, value) => {
+            if let Some(bar) = pick(&mut state.bars, at) {
+                bar.address = value;
+            }
+        }
+        Damage::Size(at, value) => {
+            if let Some(bar) = pick(&mut state.assigned_bars, at) {
+                bar.size = value;
+            }
+        }
+        Damage::Used(used) => state.used_vectors = used,
+        Damage::Entry(at, value) => {
+            if let Some(entry) = pick(&mut msix.entries, at) {
+                entry.message.address = value;
+                entry.masked = value % 3 == 0;
+            }
+        }
+        Damage::Pending(pending) => msix.pending = pending,
+        Damage::Entries(count) => msix.entries.truncate(count),
+    }
+}
+
+#[test]
+fn a_damaged_state_is_refused_or_leaves_all_in_order() {
+    let config = Config {
+        cases: 1000,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let inputs = (
+        proptest::collection::vec(step(), 0..20),
+        proptest::collection::vec(damage(), 1..4),
+        proptest::collection::vec(step(), 0..10),
+    );
+    TestRunner::new(config)
+        .run(&inputs, |(before, damages, after)| {
+            let rig = Rig::new(Model::nvme());
+            rig.function
+                .assign_bars(|_| Ok::<_, ()>(0xd000_0000))
+                .unwrap();
+            before.into_iter().for_each(|step| run(&rig, step));
+            let mut state = rig.function.save(&Quiesced::declare());
+            damages
+                .into_iter()
+                .for_each(|damage| inflict(&mut state, damage));
+            let mut parts = RigParts::new(Model::nvme());
+            parts.state = Some(state);
+            let Ok(woken) = parts.build() else {
+                return Ok(());
+            };
+            if woken.function.fix_up().is_ok() {
+                check(&woken, &after);
+                for step in after.clone() {
+                    run(&woken, step);
+                    check(&woken, &after);
+                }
+            }
             Ok(())
         })
         .unwrap();
