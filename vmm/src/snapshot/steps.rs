@@ -20,7 +20,7 @@ pub enum Step {
 pub fn step(_step: Step, _name: &str) {}
 
 #[cfg(test)]
-pub use recorder::{record, step};
+pub use recorder::{CRASH_AT, record, step};
 
 #[cfg(test)]
 mod recorder {

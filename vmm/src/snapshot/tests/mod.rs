@@ -1,6 +1,10 @@
 //! Whole snapshots of small RAM, in every form and with every kind of damage.
 
+mod crash;
+mod damage;
+mod hostile;
 mod round_trip;
+mod speed;
 
 use std::io::Write;
 use std::path::Path;
