@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::answer::{self, Answer};
-use super::route::{self, Target};
+use super::route;
 use super::stream::FdInbox;
 use crate::backend::{ApiError, Backend, ErrorStatus};
 use crate::config::CONFIG_LIMIT_BYTES;
@@ -64,18 +64,13 @@ impl Calls {
         if head.method != route.method {
             return Ok(answer::of_error(&ApiError::bad_request()));
         }
-        let request = match &route.target {
-            Target::Body(_) if body.is_empty() => Err(ApiError::bad_request()),
-            Target::Body(read) => read(&body),
-            _ if !body.is_empty() => Err(ApiError::bad_request()),
-            Target::Plain(request) => Ok(request.clone()),
-            Target::Document => return Ok(answer::document(openapi::DOCUMENT)),
-        };
-        let request = match request {
-            Ok(Request::Restore(restore)) if restore.expected_fds() != fds.len() => {
+        let request = match route.request(&body) {
+            Ok(None) => return Ok(answer::document(openapi::DOCUMENT)),
+            Ok(Some(Request::Restore(restore))) if restore.expected_fds() != fds.len() => {
                 Err(ApiError::bad_request())
             }
-            other => other,
+            Ok(Some(request)) => Ok(request),
+            Err(error) => Err(error),
         };
         Ok(match request {
             Ok(request) => self.run(request, fds).await,

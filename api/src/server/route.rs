@@ -67,6 +67,32 @@ const fn put(command: &'static str, target: Target) -> Route {
     }
 }
 
+impl Route {
+    /// The request that comes with `body`; none for the document, which is no call. Bodies are refused where there is
+    /// nothing to say.
+    pub(crate) fn request(&self, body: &[u8]) -> Result<Option<Request>, ApiError> {
+        match &self.target {
+            Target::Body(_) if body.is_empty() => Err(ApiError::bad_request()),
+            Target::Body(read) => read(body).map(Some),
+            _ if !body.is_empty() => Err(ApiError::bad_request()),
+            Target::Plain(request) => Ok(Some(request.clone())),
+            Target::Document => Ok(None),
+        }
+    }
+}
+
+impl Request {
+    /// Reads the request for `command`, the part of the path after `/api/v1/`, from the body that came with it, as the
+    /// server does. None if there is no such command, or none that is a call.
+    pub fn from_body(command: &str, body: &[u8]) -> Option<Result<Self, ApiError>> {
+        ROUTES
+            .iter()
+            .find(|route| route.command == command)?
+            .request(body)
+            .transpose()
+    }
+}
+
 /// The command at `path`, if there is one.
 pub(crate) fn find(path: &str) -> Option<&'static Route> {
     let command = path.strip_prefix(API_PREFIX)?;
@@ -112,7 +138,7 @@ fn log_ignored(command: &str, warnings: &[Warning]) {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{API_PREFIX, ROUTES, Target, find};
+    use super::{API_PREFIX, ROUTES, Request, Target, find};
 
     #[test]
     fn each_plain_route_makes_the_request_it_is_named_after() {
@@ -121,6 +147,20 @@ mod tests {
                 assert_eq!(request.command(), route.command);
             }
         }
+    }
+
+    #[test]
+    fn body_is_read_where_it_belongs_and_refused_elsewhere() {
+        let read = |command, body: &[u8]| Request::from_body(command, body);
+        assert!(matches!(read("vm.pause", b""), Some(Ok(Request::Pause))));
+        assert!(matches!(read("vm.pause", b"{}"), Some(Err(_))));
+        assert!(matches!(read("vm.create", b""), Some(Err(_))));
+        assert!(matches!(
+            read("vm.create", b"{}"),
+            Some(Ok(Request::Create(_)))
+        ));
+        assert!(read("openapi.json", b"").is_none());
+        assert!(read("vm.nmi", b"").is_none());
     }
 
     #[test]
