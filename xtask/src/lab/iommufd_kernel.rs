@@ -26,22 +26,42 @@ impl IommufdKernel {
     /// Builds it unless it is there.
     pub fn prepare(assets: &Assets, sources: &Path) -> Result<IommufdKernel, Error> {
         let config = sources.join("iommufd-kernel.config");
-        let tree = assets.directory.join("iommufd-kernel");
-        let key = Key::default()
-            .file(&config)?
-            .large_file(&assets.source_package)?;
-        stamp::once(assets.directory.join("iommufd-kernel.stamp"), &key, || {
+        let results = assets.directory.join("iommufd");
+        // The package's file name holds its version.
+        let package = assets
+            .source_package
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let key = Key::default().file(&config)?.text(&package);
+        stamp::once(assets.directory.join("iommufd.stamp"), &key, || {
             host_tools::for_kernel_build()?;
             println!("lab: building the iommufd kernel (minutes; once)");
-            build(assets, &config, &tree)
+            let tree = assets.directory.join("iommufd-source");
+            build(assets, &config, &tree)?;
+            keep(&tree, &results)
         })?;
-        let modules =
-            ["drivers/vfio/mdev/mdev.ko", "samples/vfio-mdev/mtty.ko"].map(|path| tree.join(path));
+        let modules = ["mdev.ko", "mtty.ko"].map(|name| results.join(name));
         Ok(IommufdKernel {
-            image: tree.join("arch/x86/boot/bzImage"),
+            image: results.join("bzImage"),
             modules: modules.into(),
         })
     }
+}
+
+/// Keeps what is booted and loaded; the tree it was built in is large.
+fn keep(tree: &Path, results: &Path) -> Result<(), Error> {
+    fs::create_dir_all(results).map_err(Error::file("create", results))?;
+    for built in [
+        "arch/x86/boot/bzImage",
+        "drivers/vfio/mdev/mdev.ko",
+        "samples/vfio-mdev/mtty.ko",
+    ] {
+        let from = tree.join(built);
+        let to = results.join(Path::new(built).file_name().unwrap_or_default());
+        fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
+    }
+    fs::remove_dir_all(tree).map_err(Error::file("remove", tree))
 }
 
 fn build(assets: &Assets, config: &Path, tree: &Path) -> Result<(), Error> {
