@@ -26,6 +26,36 @@ pub enum Command {
     Serve(ServeArguments),
     /// Send one request to a running Dormouse
     Ctl(CtlArguments),
+    /// Look into a snapshot directory
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+}
+
+/// Commands of `dormouse snapshot`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Show what a snapshot holds and how it was taken
+    Inspect(InspectArguments),
+    /// Check every byte of a snapshot
+    Verify {
+        /// The snapshot's directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// Arguments of `dormouse snapshot inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The snapshot's directory
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+    /// Draw the timeline into this file, as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// Arguments of `dormouse serve`.

@@ -6,6 +6,7 @@ mod ctl;
 mod report;
 mod run;
 mod serve;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::serve(&arguments),
         Command::Ctl(arguments) => ctl::ctl(&arguments),
+        Command::Snapshot(command) => snapshot::snapshot(&command),
     };
     match outcome {
         Ok(code) => code,
