@@ -70,7 +70,8 @@ pub trait HostFunction: Send + Sync {
     /// (`VFIO_DEVICE_SET_IRQS`, `DATA_EVENTFD`, `ACTION_TRIGGER`, fd -1).
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The kernel's answer. A positive one, which says that it could give only so many messages, is an error too: it has then
+    /// enabled none.
     fn arm(
         &self,
         index: IrqIndex,

@@ -244,6 +244,13 @@ fn what_the_host_refuses_is_counted_and_tried_again() {
     rig.mmio_write32(TABLE + 0x18, 0x41);
     rig.mmio_write32(TABLE + 0x18, 0x42);
     assert_eq!(rig.sink().vector(1).routed, Some(message(0x42)));
+    // A mask that failed is made good with the next change of any vector.
+    rig.sink().set_refusing(true);
+    rig.mmio_write32(TABLE + 0x1c, 1);
+    assert_eq!(rig.sink().vector(1).routed, Some(message(0x42)));
+    rig.sink().set_refusing(false);
+    rig.program_vector(TABLE, 2, message(0x43), false);
+    assert_eq!(rig.sink().vector(1).routed, None);
 }
 
 #[test]
