@@ -104,9 +104,16 @@ impl ConfigSpace {
 
     /// Records what the hardware behind this model answered to a read, in the bits that hardware
     /// may change by itself.
+    ///
+    /// Registers that the model owns are left alone, as in [`ConfigSpace::mirror_write`]: a pending
+    /// bit that only the hardware has would be one that no unmasking clears.
     pub fn mirror_read(&mut self, offset: u16, data: &[u8]) {
-        if let Some(read) = DwordWrite::decode(offset, data) {
-            self.registers.mirror_read(read);
+        let Some(read) = DwordWrite::decode(offset, data) else {
+            return;
+        };
+        match self.registers.role(read.register) {
+            Role::Plain | Role::Command | Role::ResetControl => self.registers.mirror_read(read),
+            Role::Bar | Role::Msi | Role::Msix => {}
         }
     }
 

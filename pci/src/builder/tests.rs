@@ -245,6 +245,15 @@ fn pending_msi_vector_that_is_not_masked_is_refused() {
 }
 
 #[test]
+fn pending_msi_vectors_are_those_of_the_model_whatever_hardware_says() {
+    let mut config = emulated().build();
+    let _ = config.write(0x42, &[0x21, 0x00]);
+    config.mirror_read(0x54, &[0x02]);
+    assert_eq!(read(&config, 0x54), 0);
+    assert!(emulated().restore(&config.save()).is_ok());
+}
+
+#[test]
 fn msi_shapes_have_their_registers_where_the_specification_says() {
     for (address_64, per_vector_masking, control, data) in [
         (false, false, 0, 0x48),
