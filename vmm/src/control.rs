@@ -41,7 +41,7 @@ pub struct Call {
 #[derive(Debug, Default)]
 pub struct Shared {
     published: Mutex<Published>,
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -67,10 +67,10 @@ impl Shared {
         update(&mut self.lock().progress);
     }
 
-    /// Whether the action that runs was cancelled.
+    /// Set when the action that runs is to stop.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
+    pub fn cancelled(&self) -> &Arc<AtomicBool> {
+        &self.cancelled
     }
 
     /// Begins an action: forgets an earlier cancellation.

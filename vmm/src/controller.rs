@@ -1,6 +1,8 @@
 //! The main loop: owns the machine and what outlives it, and acts on what guests, signals and API clients ask for.
 
+mod devices;
 mod requests;
+mod sleep;
 mod slot;
 
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use crate::machine::{BuildError, Host, Machine};
 use crate::seccomp;
 use crate::signals::Signals;
 use crate::vcpu_thread;
+pub use sleep::Error as RestoreFailure;
 use slot::{Slot, Vm};
 
 /// How long the end of the process waits for a slow reader of the guest's last output.
@@ -147,15 +150,19 @@ impl Controller {
             source,
         })?;
         let mut subscribers = Subscribers::new().map_err(Error::EventLoop)?;
-        let signals = Signals::install(queue.sender()).map_err(|source| Error::Setup {
-            what: "take over SIGTERM and SIGINT",
-            source,
-        })?;
+        let calls = Calls::new(queue.wake());
+        let signals =
+            Signals::install(queue.sender(), calls.shared().cancelled()).map_err(|source| {
+                Error::Setup {
+                    what: "take over SIGTERM and SIGINT",
+                    source,
+                }
+            })?;
         subscribers.add_subscriber(Box::new(signals));
         subscribers.add_subscriber(Box::new(Wake(queue.wake())));
         seccomp::apply(seccomp_mode, seccomp::Role::Vmm).map_err(Error::Seccomp)?;
         let host = Host {
-            kvm,
+            kvm: Arc::new(kvm),
             events: queue.sender(),
             seccomp: seccomp_mode,
         };
@@ -163,7 +170,7 @@ impl Controller {
             vm: None,
             console: None,
             host,
-            calls: Calls::new(queue.wake()),
+            calls,
             queue,
             subscribers,
             lifetime,

@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod pci_bus;
+pub mod progress;
 pub mod seccomp;
 pub mod signals;
 pub mod snapshot;

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dormouse_arch::x86_64::layout;
 use dormouse_devices::pci_host::{PciConfigPorts, PciEcam};
 use dormouse_devices::{BusError, Effect, Mmio, Pio};
-use dormouse_pci::{AttachError, Bdf, ConfigEffect, HostBridge, PciFunction, RootComplex};
+use dormouse_pci::{
+    AttachError, Bdf, ConfigEffect, HostBridge, PciFunction, RootComplex, StateError,
+};
 use thiserror::Error;
 
+use crate::machine::BusState;
 use crate::vcpu_thread::{Buses, LayoutEffects};
 
 /// A bus that could not be set up.
@@ -17,6 +20,9 @@ pub enum Error {
     /// The ways into configuration space are taken.
     #[error("cannot place the access to PCI configuration space")]
     Place(#[source] BusError),
+    /// The saved state makes no sense.
+    #[error("cannot restore the PCI bus")]
+    Restore(#[source] StateError),
     /// A function's address is taken.
     #[error("cannot attach a PCI function")]
     Attach(#[source] AttachError),
@@ -36,13 +42,20 @@ pub struct PciBus {
 }
 
 impl PciBus {
-    /// A bus with a host bridge at 00:00.0, reachable through ports 0xCF8 and 0xCFC and through ECAM.
+    /// A bus with a host bridge at 00:00.0, reachable through ports 0xCF8 and 0xCFC and through ECAM; as after power-on, or as
+    /// `saved`.
     ///
     /// # Errors
     /// When something else is in their place.
-    pub fn new(buses: &Buses) -> Result<Arc<Self>, Error> {
-        let bridge = Arc::new(HostBridge::new());
-        let root = Arc::new(RootComplex::new());
+    pub fn new(buses: &Buses, saved: Option<&BusState>) -> Result<Arc<Self>, Error> {
+        let (root, bridge) = match saved {
+            None => (RootComplex::new(), HostBridge::new()),
+            Some(BusState { root, bridge }) => (
+                RootComplex::restore(root).map_err(Error::Restore)?,
+                HostBridge::restore(bridge).map_err(Error::Restore)?,
+            ),
+        };
+        let (root, bridge) = (Arc::new(root), Arc::new(bridge));
         let slot = root.allocate_slot(Some(0)).expect("the bus is empty");
         root.attach(slot, Arc::clone(&bridge) as _)
             .map_err(Error::Attach)?;

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -22,11 +22,11 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers, for the rest of the process's life.
+    /// Installs the handlers, for the rest of the process's life. They also set `cancel`, which ends a long action of the loop.
     ///
     /// # Errors
     /// When the host has no descriptor left or refuses a handler.
-    pub fn install(events: EventSender) -> io::Result<Self> {
+    pub fn install(events: EventSender, cancel: &Arc<AtomicBool>) -> io::Result<Self> {
         let (wake, handler_end) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         handler_end.set_nonblocking(true)?;
@@ -35,15 +35,10 @@ impl Signals {
             // The order matters: handlers run as registered, and the number must be there before the loop wakes.
             let number = usize::try_from(signal).expect("signal numbers are positive");
             signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
+            signal_hook::flag::register(signal, Arc::clone(cancel))?;
             signal_hook::low_level::pipe::register(signal, handler_end.try_clone()?)?;
         }
         Ok(Self { wake, last, events })
-    }
-
-    /// The number of the last signal, 0 before the first: long actions look at it to stop early.
-    #[must_use]
-    pub fn last(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.last)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use dormouse_devices::{Bus, Effect, Mmio, Pio};
+use dormouse_devices::{Effect, Mmio, MmioBus, Pio, PioBus};
 use rustix::thread::CpuSet;
 use thiserror::Error;
 
@@ -49,9 +49,9 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Buses {
     /// Port I/O.
-    pub pio: Bus<Pio>,
+    pub pio: Arc<PioBus>,
     /// Memory-mapped I/O.
-    pub mmio: Bus<Mmio>,
+    pub mmio: Arc<MmioBus>,
 }
 
 /// Applies what a PCI configuration write changes, on the thread that wrote and after every device lock is released.
@@ -118,7 +118,7 @@ impl VcpuThread {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             // Closures save and restore vCPU state here; KVM's structures are a few KiB.
-            .stack_size(256 << 10)
+            .stack_size(1 << 20)
             .spawn(move || {
                 if let Err(error) = confine(index, host_cpus, context.seccomp) {
                     context.events.send(MachineEvent::ThreadFailed(error));

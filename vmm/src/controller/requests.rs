@@ -10,7 +10,7 @@ use crate::control::Call;
 
 /// Requests that do not fit the VM's state.
 #[derive(Debug, thiserror::Error)]
-enum WrongState {
+pub(super) enum WrongState {
     #[error("VM is already created")]
     AlreadyCreated,
     #[error("VM config is missing")]
@@ -23,8 +23,8 @@ enum WrongState {
     AlreadyPaused,
     #[error("VM is not paused")]
     NotPaused,
-    #[error("this request is not implemented")]
-    NotImplemented,
+    #[error("passing VFIO descriptors is not implemented; name the devices by device_paths")]
+    VfioDescriptors,
 }
 
 impl WrongState {
@@ -88,7 +88,14 @@ impl Controller {
                 self.publish();
             }
             Request::VmmShutdown => {}
-            other => return Err(refused(other.command(), &WrongState::NotImplemented)),
+            Request::Snapshot(request) => self.snapshot(&request)?,
+            Request::Restore(request) => self.restore_request(&request)?,
+            // The server's threads answer these themselves.
+            Request::Ping
+            | Request::Info
+            | Request::Counters
+            | Request::Progress
+            | Request::Cancel => {}
         }
         Ok(Response::Done)
     }
@@ -159,10 +166,10 @@ impl Controller {
     }
 }
 
-fn refused(attempt: &str, cause: &WrongState) -> ApiError {
+pub(super) fn refused(attempt: &str, cause: &WrongState) -> ApiError {
     ApiError::action(cause.status(), attempt, cause)
 }
 
-fn failed(attempt: &str, cause: &dyn StdError) -> ApiError {
+pub(super) fn failed(attempt: &str, cause: &dyn StdError) -> ApiError {
     ApiError::action(ErrorStatus::Failed, attempt, cause)
 }

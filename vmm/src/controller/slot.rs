@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use dormouse_api::config::VmConfig;
-use dormouse_api::response::{VmInfo, VmState};
+use dormouse_api::response::{Timeline, VmInfo, VmState};
 
+use super::devices;
 use crate::machine::{Machine, PausedMachine};
 
 /// A created VM.
@@ -12,6 +13,8 @@ pub(super) struct Vm {
     /// Kept until `vm.delete`, so that the VM can be booted again.
     pub(super) config: Arc<VmConfig>,
     pub(super) slot: Slot,
+    /// Of the last snapshot or restore.
+    pub(super) timeline: Option<Timeline>,
 }
 
 /// Where the machine of a VM is.
@@ -29,10 +32,13 @@ pub(super) enum Slot {
 }
 
 impl Vm {
-    pub(super) fn new(config: VmConfig) -> Self {
+    pub(super) fn new(mut config: VmConfig) -> Self {
+        // From here on every device can be named.
+        config.assign_device_ids();
         Self {
             config: Arc::new(config),
             slot: Slot::Down,
+            timeline: None,
         }
     }
 
@@ -59,9 +65,9 @@ impl Vm {
             config: VmConfig::clone(&self.config),
             state: self.state(),
             memory_actual_size: self.config.memory.size,
-            device_tree: machine.map(|_| Default::default()),
-            devices_state: Vec::new(),
-            timeline: None,
+            device_tree: machine.map(devices::tree),
+            devices_state: machine.map(devices::states).unwrap_or_default(),
+            timeline: self.timeline.clone(),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use dormouse_arch::x86_64::boot_regs;
 use dormouse_arch::x86_64::loader::BootEntry;
+use dormouse_arch::x86_64::{boot_regs, msr};
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -15,6 +15,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     index: u32,
     capabilities: Capabilities,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// What `KVM_RUN` came back with.
@@ -105,6 +106,7 @@ impl Vcpu {
             fd,
             index,
             capabilities,
+            cpuid: Vec::new(),
         }
     }
 
@@ -143,7 +145,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// When the kernel refuses them.
-    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), Error> {
+    pub fn set_cpuid(&mut self, entries: &[kvm_cpuid_entry2]) -> Result<(), Error> {
         let cpuid = CpuId::from_entries(entries).map_err(|_| Error::VcpuIoctl {
             what: "build the CPUID leaves: too many entries",
             vcpu: self.index,
@@ -151,29 +153,41 @@ impl Vcpu {
         })?;
         self.fd
             .set_cpuid2(&cpuid)
-            .map_err(Error::vcpu_ioctl(self.index, "set the CPUID leaves"))
+            .map_err(Error::vcpu_ioctl(self.index, "set the CPUID leaves"))?;
+        self.cpuid = entries.to_vec();
+        Ok(())
     }
 
-    /// Sets model specific registers in the given order.
+    /// The CPUID leaves that were set.
+    #[must_use]
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Sets model specific registers in the given order. One that this vCPU does not have is skipped, and named in the log.
     ///
     /// # Errors
-    /// When the kernel refuses one; the message names it.
+    /// When the kernel refuses the call.
     pub fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<(), Error> {
-        let msrs = Msrs::from_entries(entries).map_err(|_| Error::VcpuIoctl {
-            what: "build the MSR list: too many entries",
-            vcpu: self.index,
-            source: io::Error::from_raw_os_error(libc::E2BIG),
-        })?;
-        let done = self
-            .fd
-            .set_msrs(&msrs)
-            .map_err(Error::vcpu_ioctl(self.index, "set the MSRs"))?;
-        if let Some(refused) = entries.get(done) {
-            tracing::debug!(
-                vcpu = self.index,
-                msr = format_args!("{:#x}", refused.index),
-                "KVM ignored an MSR"
-            );
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let part = rest.len().min(msr::MAX_PER_CALL);
+            let msrs = Msrs::from_entries(&rest[..part]).map_err(|_| Error::VcpuIoctl {
+                what: "build the MSR list: too many entries",
+                vcpu: self.index,
+                source: io::Error::from_raw_os_error(libc::E2BIG),
+            })?;
+            let done = self
+                .fd
+                .set_msrs(&msrs)
+                .map_err(Error::vcpu_ioctl(self.index, "set the MSRs"))?
+                .min(part);
+            // KVM stops at the first one that it refuses; those behind it still have to be set.
+            if let Some(refused) = rest[done..part].first() {
+                let (vcpu, msr) = (self.index, format!("{:#x}", refused.index));
+                tracing::debug!(vcpu, msr, value = refused.data, "KVM refused an MSR");
+            }
+            rest = &rest[(done + usize::from(done < part))..];
         }
         Ok(())
     }
@@ -183,7 +197,7 @@ impl Vcpu {
     /// # Errors
     /// When the kernel refuses a register.
     pub fn set_boot_state(&self, entry: &BootEntry) -> Result<(), Error> {
-        self.set_msrs(&dormouse_arch::x86_64::msr::boot_msrs())?;
+        self.set_msrs(&msr::boot_msrs())?;
         if self.index != 0 {
             return Ok(());
         }

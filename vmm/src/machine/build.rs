@@ -11,22 +11,27 @@ use dormouse_arch::x86_64::acpi::{self, AcpiParams};
 use dormouse_arch::x86_64::boot_params;
 use dormouse_arch::x86_64::loader::{self, BootEntry, Payload};
 use dormouse_devices::console::Console;
+use dormouse_devices::vfio::VfioFunction;
 use thiserror::Error;
 
 use super::Machine;
+use super::frame::Frame;
+use super::passthrough::{self, Passthrough, assign_bars};
 use super::platform::{self, Platform};
+use super::timeline::Stopwatch;
 use super::topology::{self, Processors};
 use crate::events::EventSender;
 use crate::kvm::{self, Kvm, Vm};
-use crate::memory::{self, Ram, SlotAllocator};
-use crate::pci_bus::{self, PciBus};
+use crate::memory::{self, Ram};
+use crate::pci_bus;
 use crate::seccomp;
-use crate::vcpu_thread::{self, Buses, ExitCounters, VcpuContext, VcpuThread};
+use crate::vcpu_thread::{self, ExitCounters, VcpuContext, VcpuThread};
+use crate::windows::Window;
 
 /// What the process lends to each machine that it builds.
 pub struct Host {
     /// KVM.
-    pub kvm: Kvm,
+    pub kvm: Arc<Kvm>,
     /// Where the machine reports to.
     pub events: EventSender,
     /// The filter of the threads.
@@ -54,6 +59,9 @@ pub enum Error {
     /// No PCI bus.
     #[error("cannot set up the PCI bus")]
     Pci(#[source] pci_bus::Error),
+    /// A device could not be passed through.
+    #[error("cannot pass the host's devices through")]
+    Passthrough(#[source] passthrough::Error),
     /// The config names no kernel.
     #[error("payload.kernel is missing")]
     NoKernel,
@@ -90,47 +98,48 @@ impl Machine {
     pub fn build(config: &VmConfig, host: &Host, console: Option<&Console>) -> Result<Self, Error> {
         let processors = Processors::new(&config.cpus, &host.kvm).map_err(Error::Processors)?;
         let ram = Ram::new(&config.memory).map_err(Error::Memory)?;
-        let vm = Arc::new(host.kvm.create_vm().map_err(Error::Kvm)?);
-        let slots = SlotAllocator::new(vm.capabilities().memory_slots);
-        give_ram_to_guest(&vm, &ram, &slots)?;
-
-        let buses = Arc::new(Buses::default());
-        let pci = PciBus::new(&buses).map_err(Error::Pci)?;
+        let frame = Frame::new(&host.kvm, ram, &processors, None)?;
         let console = console.filter(|_| config.serial.mode != ConsoleMode::Off);
-        let platform = Platform::new(&vm, &buses, console).map_err(Error::Platform)?;
+        let platform = Platform::new(&frame.vm, &frame.buses, console).map_err(Error::Platform)?;
+        let stopwatch = Stopwatch::default();
+        let passthrough = Passthrough::new(
+            config,
+            &frame,
+            |_| None,
+            |candidate| {
+                let function = candidate.function(&frame, &stopwatch, VfioFunction::new)?;
+                assign_bars(candidate.id(), &function, &frame.windows)?;
+                Ok(function)
+            },
+        )
+        .map_err(Error::Passthrough)?;
 
-        let boot = load_payload(config.payload.as_ref(), &ram)?;
-        write_firmware(&boot, &ram, &processors)?;
-
-        let counters = Arc::new(ExitCounters::default());
-        let context = VcpuContext {
-            buses,
-            layout: Arc::clone(&pci) as _,
-            events: host.events.clone(),
-            counters: Arc::clone(&counters),
-            seccomp: host.seccomp,
-        };
-        let vcpus = start_vcpus(&vm, &processors, &boot, &context)?;
+        let boot = load_payload(config.payload.as_ref(), &frame.ram)?;
+        write_firmware(&boot, &frame, &processors)?;
+        let context = VcpuContext::new(&frame, host);
+        let vcpus = start_vcpus(&frame.vm, &processors, &boot, &context)?;
         Ok(Self {
             vcpus,
+            passthrough,
             platform,
-            _pci: pci,
-            counters,
-            vm,
-            ram,
+            counters: context.counters,
+            stopwatch,
+            frame,
         })
     }
 }
 
-/// Makes each RAM region a memory slot.
-fn give_ram_to_guest(vm: &Vm, ram: &Ram, slots: &SlotAllocator) -> Result<(), Error> {
-    for (guest, host) in ram.regions() {
-        let slot = slots.allocate().ok_or(Error::NoMemorySlot)?;
-        let len = guest.end - guest.start;
-        // SAFETY: `Machine` drops the VM before the RAM, and an error here drops both without running a vCPU.
-        unsafe { vm.set_memory_slot(slot, 0, guest.start, host, len) }.map_err(Error::Kvm)?;
+impl VcpuContext {
+    /// What the vCPU threads of the machine on `frame` share.
+    pub(super) fn new(frame: &Frame, host: &Host) -> Self {
+        Self {
+            buses: Arc::clone(&frame.buses),
+            layout: Arc::clone(&frame.pci) as _,
+            events: host.events.clone(),
+            counters: Arc::new(ExitCounters::default()),
+            seccomp: host.seccomp,
+        }
     }
-    Ok(())
 }
 
 fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry, Error> {
@@ -166,13 +175,14 @@ fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry,
 }
 
 /// Writes what firmware would leave in memory.
-fn write_firmware(boot: &BootEntry, ram: &Ram, processors: &Processors) -> Result<(), Error> {
+fn write_firmware(boot: &BootEntry, frame: &Frame, processors: &Processors) -> Result<(), Error> {
     let params = AcpiParams {
         apic_ids: &processors.apic_ids(),
-        mmio64: processors.mmio64_window(ram.size()),
+        mmio64: frame.windows.range(Window::Mmio64),
     };
-    let rsdp = acpi::write_acpi(ram.memory(), &params).map_err(Error::Acpi)?;
-    boot_params::write(ram.memory(), boot, ram.size(), rsdp).map_err(Error::BootParams)
+    let memory = frame.ram.memory();
+    let rsdp = acpi::write_acpi(memory, &params).map_err(Error::Acpi)?;
+    boot_params::write(memory, boot, frame.ram.size(), rsdp).map_err(Error::BootParams)
 }
 
 fn start_vcpus(
@@ -183,7 +193,7 @@ fn start_vcpus(
 ) -> Result<Vec<VcpuThread>, Error> {
     let mut threads = Vec::new();
     for (index, apic_id) in (0..).zip(processors.apic_ids()) {
-        let vcpu = vm.create_vcpu(index, apic_id).map_err(Error::Kvm)?;
+        let mut vcpu = vm.create_vcpu(index, apic_id).map_err(Error::Kvm)?;
         vcpu.set_cpuid(&processors.cpuid(index))
             .map_err(Error::Kvm)?;
         vcpu.set_boot_state(boot).map_err(Error::Kvm)?;

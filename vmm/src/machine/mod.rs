@@ -4,31 +4,44 @@
 //! then the VM descriptor and last the RAM behind it go.
 
 mod build;
+mod frame;
+mod passthrough;
 mod paused;
 mod platform;
+mod restore;
+mod save;
+mod state;
+mod timed_migration;
+mod timeline;
 mod topology;
 
 use std::sync::Arc;
 
 pub use build::{Error as BuildError, Host};
+pub use frame::BusState;
+pub use passthrough::Attached;
 pub use paused::{Error as PauseError, PausedMachine, Refused};
+pub use restore::{Error as RestoreError, Options as RestoreOptions};
+pub use save::Error as SaveError;
 pub use topology::Processors;
 
 use platform::Platform;
 
-use crate::kvm::{Vcpu, Vm};
-use crate::memory::Ram;
-use crate::pci_bus::PciBus;
+use frame::Frame;
+use passthrough::Passthrough;
+use timeline::Stopwatch;
+
+use crate::kvm::Vcpu;
 use crate::vcpu_thread::{Error as VcpuError, ExitCounters, VcpuThread};
 
 /// A machine with its vCPU threads.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
+    passthrough: Passthrough,
     platform: Platform,
-    _pci: Arc<PciBus>,
     counters: Arc<ExitCounters>,
-    vm: Arc<Vm>,
-    ram: Ram,
+    stopwatch: Stopwatch,
+    frame: Frame,
 }
 
 impl Machine {
@@ -67,6 +80,12 @@ impl Machine {
         self.platform.acpi_pm.press_power_button();
     }
 
+    /// The passed-through functions.
+    #[must_use]
+    pub fn functions(&self) -> &[Attached] {
+        self.passthrough.functions()
+    }
+
     /// Guest exits to the VMM so far.
     #[must_use]
     pub fn counters(&self) -> &Arc<ExitCounters> {
@@ -76,6 +95,6 @@ impl Machine {
     /// Bytes of guest RAM.
     #[must_use]
     pub fn ram_bytes(&self) -> u64 {
-        self.ram.size()
+        self.frame.ram.size()
     }
 }

@@ -1,11 +1,16 @@
 //! A machine that stands still.
 //!
-//! Only `Machine::pause` makes a `PausedMachine`, and only `PausedMachine` can be saved: what stands still cannot be forged.
+//! Only `Machine::pause` and `Machine::restore` make a `PausedMachine`, and only a `PausedMachine` can be saved: what stands still
+//! cannot be forged. On the way down the vCPUs stop first and the devices last, on the way up it is the other way round.
+
+use dormouse_api::response::Phase;
+use dormouse_devices::vfio::migration;
+use dormouse_vfio_migration::group::GroupError;
+use thiserror::Error;
 
 use super::Machine;
 use crate::kvm;
 use crate::vcpu_thread;
-use thiserror::Error;
 
 /// Why a machine could not be stopped or started.
 #[derive(Debug, Error)]
@@ -16,13 +21,21 @@ pub enum Error {
     /// The guest's clock could not be read or set.
     #[error("cannot keep the guest's clock")]
     Clock(#[source] kvm::Error),
+    /// A device did not stop.
+    #[error("cannot stop the passed-through devices")]
+    StopDevices(#[source] GroupError),
+    /// A device did not start.
+    #[error("cannot start the passed-through devices")]
+    StartDevices(#[source] GroupError),
 }
 
-/// A machine whose vCPUs are parked and whose devices are stopped.
+/// A machine whose vCPUs are parked and whose migratable devices are stopped.
 pub struct PausedMachine {
-    machine: Machine,
+    pub(super) machine: Machine,
     /// The guest's clock when the vCPUs stopped; it goes on from here.
-    clock_ns: u64,
+    pub(super) clock_ns: u64,
+    /// How the machine was paused, for the timeline of a snapshot.
+    pub(super) pause_phases: Vec<Phase>,
 }
 
 /// A step that failed, and the machine as it was before.
@@ -34,8 +47,10 @@ impl Machine {
     /// # Errors
     /// The running machine and what could not be stopped.
     pub fn pause(self) -> Result<PausedMachine, Refused<Self>> {
-        match self.stop_vcpus() {
+        self.stopwatch.continue_from(&[]);
+        match self.stop() {
             Ok(clock_ns) => Ok(PausedMachine {
+                pause_phases: self.stopwatch.phases(),
                 machine: self,
                 clock_ns,
             }),
@@ -47,31 +62,59 @@ impl Machine {
         }
     }
 
-    fn stop_vcpus(&self) -> Result<u64, Error> {
-        self.park_vcpus().map_err(Error::Vcpu)?;
-        let clock_ns = self.vm.clock_ns().map_err(Error::Clock)?;
-        self.on_all_vcpus(|vcpu| vcpu.announce_pause())
-            .map_err(Error::Vcpu)?;
+    fn stop(&self) -> Result<u64, Error> {
+        let functions = self.passthrough.group();
+        let peer_dma = self.passthrough.peer_dma();
+        migration::check_pausable(&functions, peer_dma).map_err(Error::StopDevices)?;
+        let clock_ns = self.stopwatch.phase(
+            "stop vCPUs",
+            None,
+            |_| 0,
+            || {
+                self.park_vcpus().map_err(Error::Vcpu)?;
+                let clock_ns = self.frame.vm.clock_ns().map_err(Error::Clock)?;
+                self.on_all_vcpus(|vcpu| vcpu.announce_pause())
+                    .map_err(Error::Vcpu)?;
+                Ok(clock_ns)
+            },
+        )?;
+        // Rolls back by itself when a device fails.
+        migration::pause(&functions, peer_dma).map_err(Error::StopDevices)?;
         Ok(clock_ns)
     }
 }
 
 impl PausedMachine {
+    /// A machine that was restored; nothing of it has run yet.
+    pub(super) fn restored(machine: Machine, clock_ns: u64) -> Self {
+        Self {
+            machine,
+            clock_ns,
+            pause_phases: Vec::new(),
+        }
+    }
+
     /// Starts the devices, then the vCPUs. For the guest's clock no time has passed.
     ///
     /// # Errors
     /// The machine, still paused, and what could not be started.
     pub fn resume(self) -> Result<Machine, Refused<Self>> {
-        let started = self
-            .machine
-            .vm
-            .set_clock_ns(self.clock_ns)
-            .map_err(Error::Clock)
-            .and_then(|()| self.machine.start().map_err(Error::Vcpu));
-        match started {
+        match self.start() {
             Ok(()) => Ok(self.machine),
             Err(error) => Err(Box::new((self, error))),
         }
+    }
+
+    fn start(&self) -> Result<(), Error> {
+        let machine = &self.machine;
+        migration::resume(&machine.passthrough.group(), machine.passthrough.peer_dma())
+            .map_err(Error::StartDevices)?;
+        machine
+            .frame
+            .vm
+            .set_clock_ns(self.clock_ns)
+            .map_err(Error::Clock)?;
+        machine.start().map_err(Error::Vcpu)
     }
 
     /// The machine, to look at.

@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use dormouse_arch::x86_64::layout;
+use dormouse_devices::acpi_pm::AcpiPmStateError;
+use dormouse_devices::cmos_rtc::CmosStateError;
 use dormouse_devices::console::Console;
-use dormouse_devices::{AcpiPm, BusDevice, BusError, CmosRtc, I8042, IrqLine, Pio, SerialPort};
+use dormouse_devices::uart16550::SerialStateError;
+use dormouse_devices::{
+    AcpiPm, AcpiPmState, BusDevice, BusError, CmosRtc, CmosRtcState, I8042, IrqLine, Pio, Quiesced,
+    Save, SerialPort, SerialPortState,
+};
 use thiserror::Error;
 
+use super::state::PlatformState;
 use crate::kvm::{self, IrqFd, Vm};
 use crate::vcpu_thread::Buses;
 
@@ -27,6 +34,15 @@ pub enum Error {
         #[source]
         source: kvm::Error,
     },
+    /// The saved state of the serial port makes no sense.
+    #[error("cannot restore the serial port")]
+    RestoreSerial(#[source] SerialStateError),
+    /// The saved state of the clock makes no sense.
+    #[error("cannot restore the clock")]
+    RestoreClock(#[source] CmosStateError),
+    /// The saved state of power control makes no sense.
+    #[error("cannot restore ACPI power control")]
+    RestoreAcpiPm(#[source] AcpiPmStateError),
     /// Two devices want the same ports.
     #[error("cannot give the {device} its ports")]
     Place {
@@ -54,26 +70,60 @@ impl Platform {
     /// # Errors
     /// When an interrupt line or a port is not to be had.
     pub fn new(vm: &Arc<Vm>, buses: &Buses, console: Option<&Console>) -> Result<Self, Error> {
-        let acpi_pm = Arc::new(AcpiPm::new(line(vm, layout::GED_GSI)?));
-        let rtc = Arc::new(CmosRtc::new());
-        let serial = match console {
-            Some(console) => {
-                let port = Arc::new(SerialPort::new(
-                    line(vm, layout::COM1_GSI)?,
-                    console.backend(),
-                ));
-                console.attach(Arc::clone(&port));
-                Some(port)
-            }
-            None => None,
+        let state = PlatformState {
+            serial: console.map(|_| SerialPortState::reset()),
+            rtc: CmosRtcState::reset(),
+            acpi_pm: AcpiPmState::reset(),
         };
-        let platform = Self {
+        Self::restore(state, vm, buses, console)
+    }
+
+    /// Makes the devices as `state` has them and puts them on the port bus. Interrupts that were pending are raised again.
+    ///
+    /// # Errors
+    /// When an interrupt line or a port is not to be had, or the state makes no sense.
+    pub fn restore(
+        state: PlatformState,
+        vm: &Arc<Vm>,
+        buses: &Buses,
+        console: Option<&Console>,
+    ) -> Result<Self, Error> {
+        let PlatformState {
             serial,
             rtc,
             acpi_pm,
+        } = state;
+        let acpi_pm =
+            AcpiPm::restore(acpi_pm, line(vm, layout::GED_GSI)?).map_err(Error::RestoreAcpiPm)?;
+        let rtc = CmosRtc::restore(rtc).map_err(Error::RestoreClock)?;
+        let serial = match (serial, console) {
+            (Some(state), Some(console)) => {
+                let irq = line(vm, layout::COM1_GSI)?;
+                let port = SerialPort::restore(state, irq, console.backend())
+                    .map_err(Error::RestoreSerial)?;
+                let port = Arc::new(port);
+                console.attach(Arc::clone(&port));
+                Some(port)
+            }
+            _ => None,
+        };
+        let platform = Self {
+            serial,
+            rtc: Arc::new(rtc),
+            acpi_pm: Arc::new(acpi_pm),
         };
         platform.place(buses)?;
         Ok(platform)
+    }
+
+    /// The devices' states.
+    #[must_use]
+    pub fn save(&self, quiesced: &Quiesced) -> PlatformState {
+        PlatformState {
+            serial: self.serial.as_ref().map(|serial| serial.save(quiesced)),
+            rtc: self.rtc.save(quiesced),
+            acpi_pm: self.acpi_pm.save(quiesced),
+        }
     }
 
     fn place(&self, buses: &Buses) -> Result<(), Error> {

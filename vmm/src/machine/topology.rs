@@ -1,7 +1,5 @@
 //! The vCPUs of a machine: how many, how arranged, and what CPUID each of them shows.
 
-use std::ops::Range;
-
 use dormouse_api::config::{CpuAffinity, CpusConfig};
 use dormouse_arch::x86_64::cpuid::{self, CpuParams, Topology, TopologyError};
 use dormouse_arch::x86_64::layout;
@@ -137,10 +135,9 @@ impl Processors {
         &self.supported
     }
 
-    /// Where 64-bit BARs go in a machine with `ram_bytes` of RAM.
+    /// Width of the guest's physical addresses, in bits.
     #[must_use]
-    pub fn mmio64_window(&self, ram_bytes: u64) -> Range<u64> {
-        let bits = cpuid::phys_bits(&self.supported).min(self.max_phys_bits);
-        layout::mmio64_window(ram_bytes, bits)
+    pub fn phys_bits(&self) -> u8 {
+        cpuid::phys_bits(&self.supported).min(self.max_phys_bits)
     }
 }

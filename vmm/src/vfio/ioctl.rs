@@ -178,7 +178,11 @@ pub(super) fn set_irqs(
 ) -> io::Result<()> {
     let request = irq_set(flags, index, start, count, fds)?;
     // SAFETY: the first member is the length of the request; the kernel only reads it.
-    checked(unsafe { ioctl_with_ptr(&device, VFIO_DEVICE_SET_IRQS(), request.as_ptr()) }).map(drop)
+    match checked(unsafe { ioctl_with_ptr(&device, VFIO_DEVICE_SET_IRQS(), request.as_ptr()) })? {
+        0 => Ok(()),
+        // `vfio_msi_enable` answers how many vectors it could have had, and enables none of them.
+        _fewer_vectors => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+    }
 }
 
 fn irq_set(

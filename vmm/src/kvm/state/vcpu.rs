@@ -3,6 +3,7 @@
 //! Order matters in both directions; every line that depends on another says so. What this host's KVM does not have is not
 //! asked for and is absent in the saved state (`Documentation/virt/kvm/api.rst`).
 
+use dormouse_arch::x86_64::msr;
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
     Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
@@ -11,9 +12,6 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::super::{Error, Vcpu};
-
-/// Most MSRs that one `KVM_GET_MSRS` takes (`MAX_IO_MSRS` of `arch/x86/kvm/x86.c`).
-const MSRS_PER_CALL: usize = 256;
 
 /// Everything that a vCPU remembers.
 #[derive(Default, Serialize, Deserialize)]
@@ -81,11 +79,6 @@ impl Vcpu {
         let lapic = fd.get_lapic().map_err(cannot("read the local APIC"))?;
         let msrs = self.read_msrs(msr_indices)?;
         let nested = self.read_nested_state()?;
-        let cpuid = fd
-            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(cannot("read the CPUID leaves"))?
-            .as_slice()
-            .to_vec();
         // Last: the calls above may turn a pending event into an injected one.
         let events = self
             .capabilities()
@@ -96,7 +89,8 @@ impl Vcpu {
             })
             .transpose()?;
         Ok(VcpuState {
-            cpuid,
+            // What the guest was promised: a paravirtual KVM answers KVM_GET_CPUID2 with the host's own leaves.
+            cpuid: self.cpuid().to_vec(),
             mp_state,
             regs,
             sregs,
@@ -115,11 +109,11 @@ impl Vcpu {
     ///
     /// # Errors
     /// When the kernel refuses a part; the message names it.
-    pub fn restore(&self, state: &VcpuState) -> Result<(), Error> {
-        let fd = self.fd();
-        let cannot = |what| Error::vcpu_ioctl(self.index(), what);
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
         // First: it decides which registers and MSRs exist.
         self.set_cpuid(&state.cpuid)?;
+        let fd = self.fd();
+        let cannot = |what| Error::vcpu_ioctl(self.index(), what);
         if let Some(khz) = state
             .tsc_khz
             .filter(|khz| self.capabilities().tsc_control && self.tsc_khz() != Some(*khz))
@@ -147,9 +141,9 @@ impl Vcpu {
         // Before the MSRs: the TSC deadline is only accepted while the APIC timer is in that mode.
         fd.set_lapic(&state.lapic)
             .map_err(cannot("set the local APIC"))?;
-        for part in state.msrs.chunks(MSRS_PER_CALL) {
-            self.set_msrs(part)?;
-        }
+        let mut msrs = state.msrs.clone();
+        msr::restore_order(&mut msrs);
+        self.set_msrs(&msrs)?;
         if let Some(nested) = &state.nested {
             // After the MSRs: EFER and the VMX capability MSRs must allow nested virtualization already.
             fd.set_nested_state(nested)
@@ -179,7 +173,7 @@ impl Vcpu {
             .collect();
         let mut read = Vec::with_capacity(entries.len());
         while !entries.is_empty() {
-            let part = entries.len().min(MSRS_PER_CALL);
+            let part = entries.len().min(msr::MAX_PER_CALL);
             let mut msrs = Msrs::from_entries(&entries[..part]).map_err(|_| Error::VcpuIoctl {
                 what: "build the MSR list: too many entries",
                 vcpu: self.index(),

@@ -1,0 +1,98 @@
+//! Passed-through devices as API clients see them.
+
+use std::collections::BTreeMap;
+
+use dormouse_api::config::SnapshotPolicy;
+use dormouse_api::response::{
+    DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
+};
+use dormouse_pci::{BarKind, PciFunction};
+use dormouse_vfio_migration::{MigFlags, MigState, MigrationIo};
+
+use crate::machine::{Attached, Machine};
+
+/// Every function with its place on the bus and its BARs.
+pub(super) fn tree(machine: &Machine) -> BTreeMap<String, DeviceNode> {
+    machine
+        .functions()
+        .iter()
+        .map(|attached| (attached.id.clone(), node(attached)))
+        .collect()
+}
+
+fn node(attached: &Attached) -> DeviceNode {
+    let placements = attached.function.desired_bars();
+    let bars = placements
+        .into_iter()
+        .filter(|bar| !bar.index.is_rom())
+        .filter_map(|bar| {
+            let (type_, prefetchable) = match bar.kind {
+                BarKind::Io { .. } => (PciBarType::Io, false),
+                BarKind::Mem32 { prefetchable, .. } => (PciBarType::Mmio32, prefetchable),
+                BarKind::Mem64 { prefetchable, .. } => (PciBarType::Mmio64, prefetchable),
+            };
+            Some(Resource::PciBar {
+                index: u8::try_from(bar.index.position()).ok()?,
+                base: bar.address,
+                size: bar.kind.size(),
+                type_,
+                prefetchable,
+            })
+        });
+    DeviceNode {
+        id: attached.id.clone(),
+        resources: bars.collect(),
+        parent: None,
+        children: Vec::new(),
+        pci_bdf: Some(format!("0000:{}", attached.bdf)),
+    }
+}
+
+/// What the host knows of every function. Migration support is asked of the kernel anew.
+pub(super) fn states(machine: &Machine) -> Vec<DeviceState> {
+    machine.functions().iter().map(state).collect()
+}
+
+fn state(attached: &Attached) -> DeviceState {
+    let migration = attached.migration();
+    let flags = migration.probe().ok().flatten();
+    let blocked = attached.function.blocks_snapshot();
+    DeviceState {
+        id: attached.id.clone(),
+        bdf: format!("0000:{}", attached.bdf),
+        path: attached.path.clone(),
+        driver: attached.driver().map(str::to_owned),
+        migration_flags: flags.map(migration_flags).unwrap_or_default(),
+        migration_state: flags
+            .and_then(|_| migration.get_state().ok())
+            .map(migration_state),
+        snapshot_blocked_by: blocked
+            .filter(|_| attached.policy == SnapshotPolicy::Migrate)
+            .map(|block| block.to_string()),
+    }
+}
+
+fn migration_flags(flags: MigFlags) -> Vec<MigrationFlag> {
+    [
+        (MigFlags::STOP_COPY, MigrationFlag::StopCopy),
+        (MigFlags::P2P, MigrationFlag::P2p),
+        (MigFlags::PRE_COPY, MigrationFlag::PreCopy),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.contains(*flag))
+    .map(|(_, name)| name)
+    .collect()
+}
+
+fn migration_state(state: MigState) -> MigrationState {
+    match state {
+        MigState::Error => MigrationState::Error,
+        MigState::Stop => MigrationState::Stop,
+        MigState::Running => MigrationState::Running,
+        MigState::StopCopy => MigrationState::StopCopy,
+        MigState::Resuming => MigrationState::Resuming,
+        MigState::RunningP2p => MigrationState::RunningP2p,
+        MigState::PreCopy => MigrationState::PreCopy,
+        MigState::PreCopyP2p => MigrationState::PreCopyP2p,
+    }
+}

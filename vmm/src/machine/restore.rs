@@ -1,0 +1,469 @@
+//! A machine out of a snapshot, paused.
+//!
+//! Order: the snapshot is verified and everything that can be refused is refused; RAM; the skeleton; vCPUs with their local APICs and the
+//! other interrupt controllers, before anything can raise an interrupt; platform devices; then every recorded BAR is reserved, the
+//! devices come back to their places on the bus, and their streams are loaded, each with one step into RESUMING and the fix-ups there.
+//! A failure drops what was built and leaves the devices usable by the next attempt.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use dormouse_api::config::{ConsoleMode, VmConfig};
+use dormouse_api::response::{Operation, Timeline};
+use dormouse_arch::x86_64::cpuid::{MissingFeature, missing_features};
+use dormouse_devices::console::Console;
+use dormouse_devices::vfio::{self, VfioFunction, VfioFunctionState};
+use dormouse_vfio_migration::StreamControl;
+use thiserror::Error;
+
+use super::Machine;
+use super::build::{Error as BuildError, Host};
+use super::frame::{BusState, Frame};
+use super::passthrough::{self, Passthrough};
+use super::paused::PausedMachine;
+use super::platform::Platform;
+use super::state::{FunctionPlaceState, HostBridgeState, ONLY, PlatformState};
+use super::timeline::Stopwatch;
+use super::topology::Processors;
+use crate::kvm::{VcpuState, VmState};
+use crate::memory::{LoadError, Ram, RestoreMode};
+use crate::progress::ActionProgress;
+use crate::snapshot::{ReadError, Snapshot};
+use crate::vcpu_thread::{VcpuContext, VcpuThread};
+use crate::windows::{self, Window};
+
+/// Why a snapshot could not be restored.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The snapshot is damaged or not for this Dormouse.
+    #[error("cannot use the snapshot")]
+    Snapshot(#[source] ReadError),
+    /// The machine cannot be built on this host.
+    #[error("cannot build the VM")]
+    Build(#[source] BuildError),
+    /// The host's CPU cannot do what the guest was promised.
+    #[error(
+        "this host's CPU lacks {count} features that the guest uses, the first of them {first}; restore on a host with a CPU like the one that the snapshot was taken on"
+    )]
+    MissingFeatures {
+        /// How many.
+        count: usize,
+        /// The first.
+        first: MissingFeature,
+    },
+    /// Not the vCPUs of the config.
+    #[error("the snapshot holds {found} vCPUs, but its config has {wanted}")]
+    VcpuCount {
+        /// vCPU states in the snapshot.
+        found: usize,
+        /// vCPUs in the config.
+        wanted: u32,
+    },
+    /// Not the devices of the config.
+    #[error(
+        "the snapshot and its config do not name the same devices: {id} is only in one of them"
+    )]
+    DeviceSet {
+        /// The device.
+        id: String,
+    },
+    /// A device without its stream, or a stream for a device that needs none.
+    #[error("the snapshot has {} stream for device {id}, although its state was {}", if *.found { "a" } else { "no" }, if *.found { "discarded" } else { "saved" })]
+    StreamSet {
+        /// The device.
+        id: String,
+        /// Whether there is a stream.
+        found: bool,
+    },
+    /// RAM.
+    #[error("cannot restore guest RAM")]
+    Memory(#[source] LoadError),
+    /// A BAR's place is not to be had.
+    #[error("cannot reserve the recorded place of a BAR of device {id}")]
+    ReserveBar {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: windows::Error,
+    },
+    /// The host's device cannot take the state.
+    #[error("cannot load the state of device {id} into {path}; bind it to a driver with migration support", path = .path.display())]
+    NotMigratable {
+        /// The device.
+        id: String,
+        /// Where it is on the host.
+        path: std::path::PathBuf,
+    },
+    /// The device refused its state.
+    #[error("cannot load the state of device {id}")]
+    Load {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: vfio::Error,
+    },
+}
+
+/// A snapshot's sections that were taken out and fit each other.
+struct Sections {
+    vcpus: Vec<VcpuState>,
+    vm: VmState,
+    platform: PlatformState,
+    bus: BusState,
+    functions: BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
+}
+
+/// How a snapshot is restored.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// When RAM is read.
+    pub mode: RestoreMode,
+    /// Check all of RAM first.
+    pub verify: bool,
+}
+
+impl Machine {
+    /// Restores the machine of `snapshot`. `config` is the snapshot's, with the paths of devices on this host.
+    ///
+    /// # Errors
+    /// When the snapshot is damaged, does not fit this host or its devices, or something cannot be built; everything built is gone.
+    pub fn restore(
+        snapshot: Snapshot,
+        config: &VmConfig,
+        options: Options,
+        host: &Host,
+        console: Option<&Console>,
+        progress: &ActionProgress,
+    ) -> Result<(PausedMachine, Timeline), Error> {
+        let stopwatch = Stopwatch::default();
+        progress.begin_phase("verify", 0);
+        let sections = stopwatch.phase(
+            "verify",
+            None,
+            |_| 0,
+            || {
+                if options.verify {
+                    snapshot.verify_all(progress).map_err(Error::Snapshot)?;
+                } else {
+                    snapshot
+                        .verify_state_and_streams(progress)
+                        .map_err(Error::Snapshot)?;
+                }
+                Sections::take(&snapshot, config)
+            },
+        )?;
+        let processors = Processors::new(&config.cpus, &host.kvm)
+            .map_err(|error| Error::Build(BuildError::Processors(error)))?;
+        check_features(&sections.vcpus, &processors)?;
+
+        // Devices reach RAM by DMA without faulting it in.
+        let mode = if config.devices.is_empty() {
+            options.mode
+        } else {
+            RestoreMode::Eager
+        };
+        progress.begin_phase("memory", config.memory.size);
+        let resident = if mode == RestoreMode::Eager {
+            config.memory.size
+        } else {
+            0
+        };
+        let ram = stopwatch
+            .phase(
+                "load memory",
+                None,
+                |_| resident,
+                || Ram::restore(&config.memory, &snapshot, mode, progress),
+            )
+            .map_err(Error::Memory)?;
+
+        progress.begin_phase("devices", 0);
+        let build = Instant::now();
+        let frame =
+            Frame::new(&host.kvm, ram, &processors, Some(&sections.bus)).map_err(Error::Build)?;
+        let context = VcpuContext::new(&frame, host);
+        let vcpus =
+            restore_vcpus(&frame, &processors, &sections.vcpus, &context).map_err(Error::Build)?;
+        frame
+            .vm
+            .restore(&sections.vm)
+            .map_err(|error| Error::Build(BuildError::Kvm(error)))?;
+        let console = console.filter(|_| config.serial.mode != ConsoleMode::Off);
+        let platform = Platform::restore(sections.platform, &frame.vm, &frame.buses, console)
+            .map_err(|error| Error::Build(BuildError::Platform(error)))?;
+        stopwatch.record("build", None, build, 0);
+        let passthrough = restore_functions(config, &frame, &sections.functions, &stopwatch)?;
+        load_streams(
+            &passthrough,
+            &sections.functions,
+            &snapshot,
+            progress,
+            &stopwatch,
+        )?;
+        snapshot.finish().map_err(Error::Snapshot)?;
+
+        let machine = Self {
+            vcpus,
+            passthrough,
+            platform,
+            counters: context.counters,
+            stopwatch,
+            frame,
+        };
+        let timeline = machine.stopwatch.timeline(Operation::Restore);
+        Ok((
+            PausedMachine::restored(machine, sections.vm.clock_ns),
+            timeline,
+        ))
+    }
+}
+
+impl Sections {
+    fn take(snapshot: &Snapshot, config: &VmConfig) -> Result<Self, Error> {
+        let found = snapshot
+            .instances(<VcpuState as dormouse_devices::SavedState>::KIND)
+            .count();
+        if u32::try_from(found) != Ok(config.cpus.boot_vcpus) {
+            return Err(Error::VcpuCount {
+                found,
+                wanted: config.cpus.boot_vcpus,
+            });
+        }
+        let vcpus = (0..found).map(|index| snapshot.state(&index.to_string()));
+        let serial = (config.serial.mode != ConsoleMode::Off).then(|| snapshot.state(ONLY));
+        let bridge: HostBridgeState = snapshot.state(ONLY).map_err(Error::Snapshot)?;
+        Ok(Self {
+            vcpus: vcpus.collect::<Result<_, _>>().map_err(Error::Snapshot)?,
+            vm: snapshot.state(ONLY).map_err(Error::Snapshot)?,
+            platform: PlatformState {
+                serial: serial.transpose().map_err(Error::Snapshot)?,
+                rtc: snapshot.state(ONLY).map_err(Error::Snapshot)?,
+                acpi_pm: snapshot.state(ONLY).map_err(Error::Snapshot)?,
+            },
+            bus: BusState {
+                root: snapshot.state(ONLY).map_err(Error::Snapshot)?,
+                bridge: bridge.config,
+            },
+            functions: take_functions(snapshot, config)?,
+        })
+    }
+}
+
+/// The functions' states, if they are those of the config's devices, each with a stream or none as it should be.
+fn take_functions(
+    snapshot: &Snapshot,
+    config: &VmConfig,
+) -> Result<BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>, Error> {
+    let kind = <FunctionPlaceState as dormouse_devices::SavedState>::KIND;
+    let saved: BTreeSet<&str> = snapshot.instances(kind).collect();
+    let wanted: BTreeSet<&str> = config
+        .devices
+        .iter()
+        .filter_map(|device| device.id.as_deref())
+        .collect();
+    if let Some(id) = saved.symmetric_difference(&wanted).next() {
+        return Err(Error::DeviceSet {
+            id: (*id).to_owned(),
+        });
+    }
+    let streams: BTreeSet<&str> = snapshot.stream_ids().collect();
+    let mut functions = BTreeMap::new();
+    for id in saved {
+        let place: FunctionPlaceState = snapshot.state(id).map_err(Error::Snapshot)?;
+        let found = streams.contains(id);
+        if found == place.discarded {
+            return Err(Error::StreamSet {
+                id: id.to_owned(),
+                found,
+            });
+        }
+        let state = snapshot.state(id).map_err(Error::Snapshot)?;
+        functions.insert(id.to_owned(), (place, state));
+    }
+    Ok(functions)
+}
+
+fn check_features(vcpus: &[VcpuState], processors: &Processors) -> Result<(), Error> {
+    for (index, vcpu) in (0..).zip(vcpus) {
+        let missing = missing_features(&vcpu.cpuid, &processors.cpuid(index));
+        let count = missing.len();
+        if let Some(first) = missing.into_iter().next() {
+            return Err(Error::MissingFeatures { count, first });
+        }
+    }
+    Ok(())
+}
+
+fn restore_vcpus(
+    frame: &Frame,
+    processors: &Processors,
+    states: &[VcpuState],
+    context: &VcpuContext,
+) -> Result<Vec<VcpuThread>, BuildError> {
+    let mut vcpus = Vec::new();
+    for (index, apic_id) in (0..).zip(processors.apic_ids()) {
+        vcpus.push(
+            frame
+                .vm
+                .create_vcpu(index, apic_id)
+                .map_err(BuildError::Kvm)?,
+        );
+    }
+    for (vcpu, state) in std::iter::zip(&mut vcpus, states) {
+        vcpu.restore(state).map_err(BuildError::Kvm)?;
+        vcpu.announce_pause();
+    }
+    vcpus
+        .into_iter()
+        .map(|vcpu| {
+            let cpus = processors.host_cpus(vcpu.index());
+            VcpuThread::spawn(vcpu, context.clone(), cpus).map_err(BuildError::Vcpu)
+        })
+        .collect()
+}
+
+/// Opens the devices and describes them as they were. All recorded BARs are reserved before the first device comes.
+fn restore_functions(
+    config: &VmConfig,
+    frame: &Frame,
+    saved: &BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
+    stopwatch: &Stopwatch,
+) -> Result<Passthrough, Error> {
+    for (id, (_, state)) in saved {
+        reserve_bars(state, &frame.windows).map_err(|source| Error::ReserveBar {
+            id: id.clone(),
+            source,
+        })?;
+    }
+    let open = Instant::now();
+    let passthrough = Passthrough::new(
+        config,
+        frame,
+        |id| saved.get(id).map(|(place, _)| place.bdf),
+        |candidate| {
+            let (_, state) =
+                saved
+                    .get(candidate.id())
+                    .ok_or_else(|| passthrough::Error::Unknown {
+                        id: candidate.id().to_owned(),
+                    })?;
+            candidate.function(frame, stopwatch, |spec, deps| {
+                VfioFunction::restore(state, spec, deps)
+            })
+        },
+    )
+    .map_err(|error| Error::Build(BuildError::Passthrough(error)))?;
+    stopwatch.record("open devices", None, open, 0);
+    for attached in passthrough.functions() {
+        let discarded = saved
+            .get(&attached.id)
+            .is_some_and(|(place, _)| place.discarded);
+        if !discarded && attached.function.blocks_snapshot().is_some() {
+            return Err(Error::NotMigratable {
+                id: attached.id.clone(),
+                path: attached.path.clone(),
+            });
+        }
+    }
+    Ok(passthrough)
+}
+
+/// Takes the places where BARs answered. Where they go after a reset of the machine is taken too, if it is still free.
+fn reserve_bars(
+    state: &VfioFunctionState,
+    windows: &windows::Windows,
+) -> Result<(), windows::Error> {
+    let place = |bar: &vfio::BarAddressState| {
+        let range = bar.address..bar.address.saturating_add(bar.size);
+        let window = if bar.io {
+            Window::Io
+        } else {
+            windows.memory_window(&range).unwrap_or(Window::Mmio32)
+        };
+        (window, range)
+    };
+    for bar in &state.bars {
+        let (window, range) = place(bar);
+        windows.reserve(window, &range)?;
+    }
+    for bar in &state.assigned_bars {
+        let (window, range) = place(bar);
+        if let Err(error) = windows.reserve(window, &range) {
+            tracing::debug!("the place of {} after a reset is taken: {error}", bar.bar);
+        }
+    }
+    Ok(())
+}
+
+/// Loads all devices at once, one thread each. When one fails, those that were loaded are given up, for the next attempt.
+fn load_streams(
+    passthrough: &Passthrough,
+    saved: &BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
+    snapshot: &Snapshot,
+    progress: &ActionProgress,
+    stopwatch: &Stopwatch,
+) -> Result<(), Error> {
+    let is_discarded = |id: &str| saved.get(id).is_some_and(|(place, _)| place.discarded);
+    let outcome: Result<(), Error> = std::thread::scope(|scope| {
+        let workers: Vec<_> = passthrough
+            .functions()
+            .iter()
+            .map(|attached| {
+                let discarded = is_discarded(&attached.id);
+                scope.spawn(move || {
+                    if discarded {
+                        tracing::warn!(
+                            "{}: its state was not saved; the guest finds it after a reset",
+                            attached.id
+                        );
+                        return attached.function.fix_up().map_err(|source| Error::Load {
+                            id: attached.id.clone(),
+                            source,
+                        });
+                    }
+                    load_stream(attached, snapshot, progress, stopwatch)
+                })
+            })
+            .collect();
+        let outcomes = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("loading a stream does not panic"));
+        outcomes.collect()
+    });
+    if outcome.is_err() {
+        for attached in passthrough.functions() {
+            attached.function.abandon();
+        }
+    }
+    outcome
+}
+
+fn load_stream(
+    attached: &passthrough::Attached,
+    snapshot: &Snapshot,
+    progress: &ActionProgress,
+    stopwatch: &Stopwatch,
+) -> Result<(), Error> {
+    let start = Instant::now();
+    let mut stream = snapshot
+        .device_stream(&attached.id)
+        .map_err(Error::Snapshot)?;
+    let length = stream.length();
+    let mut report = |bytes| progress.device(&attached.id, "load", bytes, Some(length));
+    let mut control = StreamControl {
+        cancel: Some(progress.cancelled()),
+        progress: Some(&mut report),
+        ..StreamControl::default()
+    };
+    attached
+        .function
+        .load(&mut stream, length, &mut control)
+        .map_err(|source| Error::Load {
+            id: attached.id.clone(),
+            source,
+        })?;
+    stopwatch.record("load device", Some(&attached.id), start, length);
+    Ok(())
+}
