@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dormouse_api::request::DevicePath;
 use dormouse_vmm::seccomp;
 use tracing::level_filters::LevelFilter;
+
+use crate::restore::parse_device;
 
 /// A virtual machine monitor for Linux KVM that puts VMs to sleep together with the PCI devices they own.
 #[derive(Debug, Parser)]
@@ -24,6 +27,8 @@ pub enum Command {
     Run(RunArguments),
     /// Wait for requests on a socket; create, boot or restore a VM over HTTP
     Serve(ServeArguments),
+    /// Wake the VM of a snapshot directory, its devices included
+    Restore(RestoreArguments),
     /// Send one request to a running Dormouse
     Ctl(CtlArguments),
     /// Look into a snapshot directory
@@ -56,6 +61,28 @@ pub struct InspectArguments {
     /// Draw the timeline into this file, as an SVG picture
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+/// Arguments of `dormouse restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// The snapshot directory
+    #[arg(long, value_name = "DIR")]
+    pub snapshot: PathBuf,
+    /// Let the VM run at once; without it, it stays paused until an API client resumes it
+    #[arg(long)]
+    pub resume: bool,
+    /// Where device ID is on this host, if not where it was; may be repeated
+    #[arg(long = "device", value_name = "ID=PATH", value_parser = parse_device)]
+    pub devices: Vec<DevicePath>,
+    /// Read all of memory before the VM runs; always so with passed-through devices
+    #[arg(long)]
+    pub eager: bool,
+    /// Check the whole snapshot first, memory included
+    #[arg(long)]
+    pub verify: bool,
+    #[command(flatten)]
+    pub process: ProcessArguments,
 }
 
 /// Arguments of `dormouse serve`.
@@ -100,6 +127,31 @@ pub enum CtlCommand {
     Pause,
     /// Let a paused VM go on
     Resume,
+    /// Write the paused VM into a snapshot directory
+    Snapshot {
+        /// The directory; it is created, or must not hold a snapshot yet
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Wake the VM of a snapshot directory in a VMM that has none
+    Restore {
+        /// The snapshot directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Let the VM run at once
+        #[arg(long)]
+        resume: bool,
+        /// Where device ID is on this host, if not where it was; may be repeated
+        #[arg(long = "device", value_name = "ID=PATH", value_parser = parse_device)]
+        devices: Vec<DevicePath>,
+        /// Check the whole snapshot first, memory included
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Tell how far a snapshot or restore is
+    Progress,
+    /// Stop the snapshot or restore that is under way
+    Cancel,
     /// Reset the VM
     Reboot,
     /// Press the guest's power button

@@ -2,8 +2,10 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::absolute;
 use std::process::ExitCode;
 
+use dormouse_api::request::{RestoreRequest, SnapshotRequest};
 use dormouse_api::{Client, Request};
 
 use crate::cli::{CtlArguments, CtlCommand};
@@ -19,6 +21,22 @@ pub fn ctl(arguments: &CtlArguments) -> Result<ExitCode, Box<dyn Error>> {
         CtlCommand::Counters => Request::Counters,
         CtlCommand::Pause => Request::Pause,
         CtlCommand::Resume => Request::Resume,
+        CtlCommand::Snapshot { directory } => {
+            Request::Snapshot(SnapshotRequest::to_directory(&absolute(directory)?)?)
+        }
+        CtlCommand::Restore {
+            directory,
+            resume,
+            devices,
+            verify,
+        } => Request::Restore(RestoreRequest {
+            resume: *resume,
+            verify: *verify,
+            device_paths: devices.clone(),
+            ..RestoreRequest::from_directory(&absolute(directory)?)?
+        }),
+        CtlCommand::Progress => Request::Progress,
+        CtlCommand::Cancel => Request::Cancel,
         CtlCommand::Reboot => Request::Reboot,
         CtlCommand::PowerButton => Request::PowerButton,
         CtlCommand::Shutdown => Request::Shutdown,

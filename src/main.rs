@@ -4,6 +4,7 @@ mod api;
 mod cli;
 mod ctl;
 mod report;
+mod restore;
 mod run;
 mod serve;
 mod snapshot;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     report::start_log(cli.log_level);
     let outcome = match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Restore(arguments) => restore::restore(&arguments),
         Command::Serve(arguments) => serve::serve(&arguments),
         Command::Ctl(arguments) => ctl::ctl(&arguments),
         Command::Snapshot(command) => snapshot::snapshot(&command),
