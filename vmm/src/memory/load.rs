@@ -185,10 +185,6 @@ fn read_chunk(file: &File, start: u64, guest: &mut [u8], recorded: Checksum) -> 
     for data in data_ranges(file, start..start + guest.len() as u64)? {
         let (first, end) = ((data.start - start) as usize, (data.end - start) as usize);
         let bytes = &mut guest[first..end];
-        if std::env::var_os("POP").is_some() {
-            // Faulting all pages at once costs less than a fault for each while they are filled.
-            let _ = ram::populate_range(bytes.as_mut_ptr() as usize, bytes.len());
-        }
         file.read_exact_at(bytes, data.start)?;
         hasher.update_zeros(first - hashed);
         hasher.update(bytes);

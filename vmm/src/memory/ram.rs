@@ -226,7 +226,7 @@ impl Ram {
     }
 }
 
-pub(super) fn populate_range(address: usize, len: usize) -> io::Result<()> {
+fn populate_range(address: usize, len: usize) -> io::Result<()> {
     loop {
         // SAFETY: the range lies inside one mapped RAM region that outlives the scoped thread; populating changes no byte.
         let answer =
