@@ -17,8 +17,12 @@ struct Shape {
     bars: [Option<(u8, u8)>; 7],
     msi: Option<(u8, bool, bool)>,
     msix: Option<(u16, [u8; 2], [u32; 2])>,
-    capabilities: [Option<(u8, u8, [u8; 12], [u8; 12])>; 2],
+    capabilities: [Option<Plain>; 2],
 }
+
+/// A capability without a meaning: identifier, length, content, and the bits that a guest can write.
+#[derive(Arbitrary, Debug)]
+struct Plain(u8, u8, [u8; 12], [u8; 12]);
 
 fuzz_target!(|input: (Shape, Vec<Event>)| {
     let (shape, events) = input;
@@ -58,7 +62,7 @@ fn build(shape: &Shape) -> ConfigSpaceBuilder {
             pba: place(pba, pba_offset),
         });
     }
-    for (id, len, body, writable) in shape.capabilities.iter().flatten() {
+    for Plain(id, len, body, writable) in shape.capabilities.iter().flatten() {
         let len = usize::from(*len) % body.len();
         let _ = builder.capability(&Capability {
             id: CapabilityId(*id % 0x20),
