@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod error;
+mod fuzz;
 mod lab;
 mod process;
 mod stamp;
@@ -36,6 +37,8 @@ enum Verb {
     Test(test::Options),
     /// Performance figures beside QEMU's.
     Bench(bench::Options),
+    /// Random input, guided by coverage, for everything that reads foreign bytes.
+    Fuzz(fuzz::Options),
     /// The main job on real Linux, told step by step.
     Demo(demo::Options),
 }
@@ -56,6 +59,7 @@ fn run(verb: Verb, workspace: &Workspace) -> Result<ExitCode, Error> {
         Verb::Lab(verb) => lab::run(verb, workspace),
         Verb::Test(options) => test::run(&options, workspace),
         Verb::Bench(options) => bench::run(&options, workspace),
+        Verb::Fuzz(options) => fuzz::run(&options, workspace),
         Verb::Demo(options) => demo::run(&options, workspace),
     }
 }

@@ -30,6 +30,16 @@ impl Workspace {
         Ok(Workspace { root, target })
     }
 
+    /// The checkout.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The `dormouse` of a plain `cargo build`.
+    pub fn debug_dormouse(&self) -> PathBuf {
+        self.target.join("debug").join("dormouse")
+    }
+
     /// Everything the lab makes, downloads and logs.
     pub fn lab(&self) -> PathBuf {
         self.target.join("lab")
