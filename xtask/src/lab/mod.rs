@@ -9,6 +9,7 @@
 
 mod apt;
 mod assets;
+mod binary;
 mod bzimage;
 mod cpio;
 mod host_tools;

@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::error::{self, Error};
 use crate::lab::assets::Assets;
+use crate::lab::binary;
 use crate::lab::iommufd_kernel::IommufdKernel;
 use crate::lab::runner::{Bench, Verdict};
 use crate::lab::scenario::{self, Scenario};
@@ -58,7 +59,7 @@ pub fn run_suite(workspace: &Workspace, selection: &Selection) -> Result<Vec<Out
     };
     let binary = match &selection.binary {
         Some(binary) => binary.clone(),
-        None => workspace.build_dormouse()?,
+        None => binary::build(workspace)?,
     };
     let bench = Bench {
         assets: &assets,
