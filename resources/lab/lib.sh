@@ -165,6 +165,121 @@ check_greeting() {
     assert "the guest has no PCI root at 00:00.0" grep -q 'L2 pci 0000:00:00.0' "$RUN/$1.serial"
 }
 
+# --- sleep
+
+# ctl_ok NAME VERB…: as ctl, and it must succeed. ctl_refused NAME PATTERN VERB…: it must fail with such a message.
+ctl_ok() {
+    ctl "$@" > "$RUN/ctl.out" 2>&1 || fail "ctl $*: $(tr '\n' ' ' < "$RUN/ctl.out")"
+}
+ctl_refused() {
+    refused_name=$1 refused_pattern=$2
+    shift 2
+    if ctl "$refused_name" "$@" > "$RUN/ctl.out" 2>&1; then fail "ctl $refused_name $* was not refused"; fi
+    grep -qE "$refused_pattern" "$RUN/ctl.out" || fail "ctl $* says: $(tr '\n' ' ' < "$RUN/ctl.out")"
+    step "refused: $(tr '\n' ' ' < "$RUN/ctl.out")"
+}
+# refused PATTERN ARGUMENTS…: dormouse with these arguments must end by itself, with an error that matches.
+refused() {
+    refused_pattern=$1
+    shift
+    refused_status=0
+    timeout $((20 * PATIENCE)) "$DORMOUSE" "$@" > "$RUN/refused.log" 2>&1 < /dev/null || refused_status=$?
+    assert_equal "exit status of dormouse $*" 1 "$refused_status"
+    grep -qE "$refused_pattern" "$RUN/refused.log" || fail "dormouse $* says: $(tail -n 3 "$RUN/refused.log" | tr '\n' ' ')"
+    step "refused: $(tail -n 1 "$RUN/refused.log")"
+}
+
+state_is() { ctl "$1" info 2>/dev/null | grep -q "\"state\": *\"$2\""; } # NAME STATE
+expect_state() { wait_until "$3" state_is "$1" "$2" || fail "$1: not $2 within $3 s"; } # NAME STATE SECONDS
+# devices_are NAME STATE: the migratable devices, as dormouse has them, and as the kernel does where it tells.
+devices_are() {
+    assert_equal "$1: migration state in vm.info" "$2" \
+        "$(ctl "$1" info | grep -o '"migration_state": *"[A-Z_0-9]*"' | cut -d'"' -f4 | sort -u)"
+    for debug_state in /sys/kernel/debug/vfio/*/migration/state; do
+        [ -e "$debug_state" ] || continue
+        assert_equal "migration state in the kernel" "$2" "$(cat "$debug_state")"
+    done
+}
+
+# kill_vm: kill -9, which leaves no time for farewells.
+kill_vm() {
+    kill -9 "$VM_PID"
+    wait_until 10 vm_gone || fail "kill -9 did not end the process"
+    wait "$VM_PID" 2>/dev/null || true
+    step "killed $VM_PID"
+    VM_PID=
+}
+# restore_vm NAME DIRECTORY [ARGUMENTS…]
+restore_vm() {
+    restore_name=$1 restore_directory=$2
+    shift 2
+    start "$restore_name" restore --snapshot "$restore_directory" --api-socket "$RUN/$restore_name.sock" "$@"
+}
+
+# stands_still NAME: for two seconds nothing comes from the guest, and none of its exits is counted.
+stands_still() {
+    # What the guest said before goes through a thread of its own.
+    sleep 1
+    still_bytes=$(wc -c < "$RUN/$1.serial") still_counters=$(ctl "$1" counters)
+    sleep 2
+    assert_equal "$1: bytes from the sleeping guest" "$still_bytes" "$(wc -c < "$RUN/$1.serial")"
+    assert_equal "$1: exits of the sleeping guest" "$still_counters" "$(ctl "$1" counters)"
+}
+
+# goes_on NAME WORD…: each numbered line of the guest appears three more times.
+goes_on() {
+    goes_name=$1
+    shift
+    for goes_word in "$@"; do
+        expect "$goes_name" "L2 $goes_word [0-9]+ up" 30 $(($(count "$RUN/$goes_name.serial" "L2 $goes_word [0-9]+ up") + 3))
+    done
+}
+# unbroken FILE WORD…: the numbered lines have no gap, and the guest's clock none of more than three seconds.
+unbroken() {
+    unbroken_file=$1
+    shift
+    for unbroken_word in "$@"; do
+        unbroken_fault=$(tr -d '\r' < "$unbroken_file" | awk -v word="$unbroken_word" -v limit=$((3 * PATIENCE)) '
+            $1 != "L2" || $2 != word { next }
+            $3 == "LOST" { print; exit }
+            { split($4, clock, "=") }
+            seen && $3 != number + 1 { print "after " number " comes " $3; exit }
+            seen && clock[2] - uptime > limit { print "the clock went from " uptime " to " clock[2]; exit }
+            seen && clock[2] < uptime { print "the clock went back from " uptime " to " clock[2]; exit }
+            { seen = 1; number = $3; uptime = clock[2] }
+            END { if (!seen) print "there are none" }')
+        assert_equal "gaps in $unbroken_word" "" "$unbroken_fault"
+    done
+}
+# ask NAME COMMAND WORD: tells the guest, waits for its next answer "L2 WORD …", and prints it.
+ask() {
+    ask_times=$(($(count "$RUN/$1.serial" "L2 $3 ") + 1))
+    tell_vm "$1" "$2"
+    expect "$1" "L2 $3 " 40 "$ask_times" >&2
+    answer "$1" "L2 $3 "
+}
+# ends_well NAME: the guest powers itself off and the process ends with status 0.
+ends_well() {
+    tell_vm "$1" off
+    expect "$1" 'L2 POWERS OFF' 20
+    expect_exit "$1" 0 20
+}
+
+# boot_sleeper CPUS MIB [DEVICES]: the guest obeys, and has ports enough for several serial devices.
+boot_sleeper() {
+    need_kvm
+    interactive
+    vm_config vm "$1" "$2" vmlinuz "lab=obey 8250.nr_uarts=8" "${3:-}"
+    run_vm vm
+    expect vm 'L2 READY' 60
+}
+# fall_asleep NAME DIRECTORY: pause and snapshot.
+fall_asleep() {
+    ctl_ok "$1" pause
+    ctl_ok "$1" snapshot "$2"
+    step "$1 sleeps in $2, $(du -sm "$2" | cut -f1) MiB"
+}
+
 # --- VFIO
 
 # mtty_create UUID: a mediated serial device with two ports; its path is printed.
@@ -262,4 +377,56 @@ boot_cycle() {
     expect vm 'L2 POWERS OFF' 30
     expect_exit vm 0 20
     check_greeting vm "$1" "$2"
+}
+
+# sleep_story CPUS DEVICES [RESTORE ARGUMENTS…]: a guest echoes through its sample serial devices, is paused, saved and
+# resumed, dies with its process, and goes on in a new one as if nothing had been.
+sleep_story() {
+    story_cpus=$1 story_devices=$2
+    shift 2
+    boot_sleeper "$story_cpus" 384 "$story_devices"
+    story_echoes=$(echo "$story_devices" | grep -o '"id"' | awk '{print "echo" NR}')
+    tell_vm vm echoes
+    # shellcheck disable=SC2086 # a list of words
+    goes_on vm $story_echoes
+    assert_equal "what the guest was told to remember" "L2 remembers hazel" "$(ask vm 'remember hazel' remembers)"
+    story_complaints=$(ask vm complaints complaints)
+    devices_are vm RUNNING
+
+    ctl_ok vm pause
+    step "paused"
+    stands_still vm
+    devices_are vm STOP
+    ctl_ok vm snapshot "$RUN/snapshot"
+    step "saved, $(du -sm "$RUN/snapshot" | cut -f1) MiB"
+    devices_are vm STOP
+    cp "$RUN/vm.serial" "$RUN/story"
+    ctl_ok vm resume
+    # shellcheck disable=SC2086
+    goes_on vm $story_echoes
+    devices_are vm RUNNING
+    # shellcheck disable=SC2086
+    unbroken "$RUN/vm.serial" $story_echoes
+    kill_vm
+
+    restore_vm woken "$RUN/snapshot" "$@"
+    case " $* " in *" --resume "*) ;; *)
+        expect_state woken Paused 30
+        devices_are woken RESUMING
+        stands_still woken
+        ctl_ok woken resume ;;
+    esac
+    # shellcheck disable=SC2086
+    goes_on woken $story_echoes
+    step "awake"
+    devices_are woken RUNNING
+    cat "$RUN/woken.serial" >> "$RUN/story"
+    # shellcheck disable=SC2086
+    unbroken "$RUN/story" $story_echoes
+    assert_equal "what the guest remembers" "L2 recalls hazel" "$(ask woken recall recalls)"
+    assert_equal "errors in the guest's log" "$story_complaints" "$(ask woken complaints complaints)"
+    tell_vm woken rest
+    expect woken 'L2 rests' 10
+    works woken mtty 1
+    ends_well woken
 }
