@@ -34,6 +34,24 @@ pub enum Command {
     /// Look into a snapshot directory
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Tell whether this host and its devices are ready for passthrough and for sleep
+    #[command(
+        after_long_help = "Nothing is changed. A device that is bound to a VFIO driver and not in use is opened for a moment to \
+ask what it can do, which resets it.\n\nExit code 0: KVM is usable, the IOMMU is on, and every device bound to a VFIO \
+driver can be passed through. Exit code 1: something needs action; it is listed under PROBLEMS."
+    )]
+    Doctor(DoctorArguments),
+}
+
+/// Arguments of `dormouse doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+    /// Do not open devices: say nothing of their migration, DMA logging and reset support
+    #[arg(long)]
+    pub no_probe: bool,
 }
 
 /// Commands of `dormouse snapshot`.

@@ -9,6 +9,7 @@ use dormouse_api::request::{RestoreRequest, SnapshotRequest};
 use dormouse_api::{Client, Request};
 
 use crate::cli::{CtlArguments, CtlCommand};
+use crate::progress_bar;
 use crate::run::read_config;
 
 /// Sends the request and prints the answer, if it has one.
@@ -43,7 +44,13 @@ pub fn ctl(arguments: &CtlArguments) -> Result<ExitCode, Box<dyn Error>> {
         CtlCommand::Delete => Request::Delete,
         CtlCommand::ShutdownVmm => Request::VmmShutdown,
     };
-    let answer = Client::new(&arguments.api_socket).call(&request)?;
+    let client = Client::new(&arguments.api_socket);
+    let answer = match &request {
+        Request::Snapshot(_) | Request::Restore(_) => {
+            progress_bar::during(|| client.progress().ok(), || client.call(&request))?
+        }
+        request => client.call(request)?,
+    };
     if !answer.is_empty() {
         let mut out = io::stdout().lock();
         out.write_all(&answer)?;

@@ -3,6 +3,8 @@
 mod api;
 mod cli;
 mod ctl;
+mod doctor;
+mod progress_bar;
 mod report;
 mod restore;
 mod run;
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::serve(&arguments),
         Command::Ctl(arguments) => ctl::ctl(&arguments),
         Command::Snapshot(command) => snapshot::snapshot(&command),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
     match outcome {
         Ok(code) => code,

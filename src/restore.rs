@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use dormouse_api::request::{DevicePath, MemoryRestoreMode, RestoreRequest};
+use dormouse_api::{Backend, Request, Response};
 use dormouse_vmm::Controller;
 use dormouse_vmm::controller::Lifetime;
 
 use crate::api::ApiThread;
 use crate::cli::RestoreArguments;
+use crate::progress_bar;
 
 /// A restored VM that nobody could ever resume.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +42,12 @@ pub fn restore(arguments: &RestoreArguments) -> Result<ExitCode, Box<dyn Error>>
     let _api = socket
         .map(|path| ApiThread::start(path, controller.remote(), mode))
         .transpose()?;
-    controller.restore(&request)?;
+    let remote = controller.remote();
+    let ask = || match remote.call(Request::Progress, Vec::new()) {
+        Ok(Response::Progress(progress)) => Some(progress),
+        _ => None,
+    };
+    progress_bar::during(ask, || controller.restore(&request))?;
     controller.run()?;
     Ok(ExitCode::SUCCESS)
 }
