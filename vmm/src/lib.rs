@@ -1,8 +1,8 @@
 //! The machine: memory, vCPU threads, interrupts, the main loop, and the order in which all of them start, stop and sleep.
 //!
 //! `Controller` owns at most one `Machine` and everything that outlives it (consoles, signals, the event loop). `kvm` is the only
-//! module that knows KVM's descriptors; `unsafe` stays in `kvm` and `memory`. Nothing here knows HTTP: requests arrive as the
-//! values of `dormouse_api`.
+//! module that knows KVM's descriptors; `unsafe` stays in `kvm`, `memory` and the descriptors of `vfio`. Nothing here knows HTTP:
+//! requests arrive as the values of `dormouse_api`.
 
 pub mod control;
 pub mod controller;
