@@ -3,31 +3,41 @@
 //! `host` reads sysfs and looks for device nodes. `probe` opens one device that is bound to a VFIO driver and asks it; opening
 //! resets some devices, so it is done only for devices that are free to be given to a VM.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use dormouse_devices::vfio::host::IrqIndex;
 use dormouse_vfio_migration::{KernelDevice, MigFlags, MigrationIo};
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
 use super::dma::memlock_limit;
-use super::error::Error;
+use super::error::{BIND, Error};
 use super::ioctl;
 use super::iommu::{Iommu, Way};
 use super::sysfs::{self, Bus, HostDevice, Roots};
 
+/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`.
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
+
 /// The host as far as passthrough is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Host {
-    /// Number of IOMMU groups; 0 where the IOMMU is off.
+    /// Number of IOMMU groups with PCI functions; 0 where the IOMMU is off. Groups that the kernel makes up do not count.
     pub iommu_groups: usize,
+    /// The ACPI table by which the firmware tells of an IOMMU: `DMAR` (Intel) or `IVRS` (AMD).
+    pub iommu_table: Option<&'static str>,
     /// Devices can be opened through groups and a container.
     pub groups: bool,
     /// Devices can be opened through iommufd.
     pub iommufd: bool,
     /// Bytes that this process may lock, none where that is not limited. All RAM of a VM with devices is locked.
     pub memlock_limit: Option<u64>,
+    /// The limit is not applied to this process, since it has `CAP_IPC_LOCK`.
+    pub memlock_exempt: bool,
     /// PCI functions, sorted by address.
     pub functions: Vec<Device>,
     /// Mediated devices, sorted by UUID.
@@ -42,6 +52,8 @@ pub struct Device {
     pub host: HostDevice,
     /// Its node for iommufd exists.
     pub has_cdev: bool,
+    /// Address of the physical function that a virtual function belongs to.
+    pub physical_function: Option<String>,
     /// What keeps it from being passed through, with the remedy; none where nothing does.
     pub obstacle: Option<String>,
 }
@@ -77,20 +89,28 @@ pub struct Migration {
 /// Reads what the host offers.
 #[must_use]
 pub fn host(roots: &Roots) -> Host {
-    let groups =
-        std::fs::read_dir(roots.sys.join("kernel/iommu_groups")).map_or(0, Iterator::count);
-    let devices = |bus| {
+    let devices = |bus| -> Vec<_> {
         sysfs::list(roots, bus)
             .into_iter()
             .map(|host| inspect(roots, host))
             .collect()
     };
+    let functions = devices(Bus::Pci);
+    let groups: BTreeSet<u32> = functions
+        .iter()
+        .filter_map(|device| Some(device.host.group.as_ref()?.id))
+        .collect();
     Host {
-        iommu_groups: groups,
+        iommu_groups: groups.len(),
+        iommu_table: ["DMAR", "IVRS"].into_iter().find(|table| {
+            let tables = roots.sys.join("firmware/acpi/tables");
+            tables.join(table).exists()
+        }),
         groups: roots.container().exists(),
         iommufd: roots.iommufd().exists(),
         memlock_limit: memlock_limit(),
-        functions: devices(Bus::Pci),
+        memlock_exempt: may_lock_any_amount(),
+        functions,
         mdevs: devices(Bus::Mdev),
     }
 }
@@ -98,8 +118,35 @@ pub fn host(roots: &Roots) -> Host {
 fn inspect(roots: &Roots, host: HostDevice) -> Device {
     Device {
         has_cdev: host.cdev(roots).is_some(),
+        physical_function: physical_function(&host.path),
         obstacle: host.check().err().map(|error| error.to_string()),
         host,
+    }
+}
+
+fn physical_function(device: &Path) -> Option<String> {
+    let function = std::fs::read_link(device.join("physfn")).ok()?;
+    Some(function.file_name()?.to_str()?.to_owned())
+}
+
+/// Neither a type1 container nor iommufd charges a process that has this capability in the initial user namespace.
+fn may_lock_any_amount() -> bool {
+    let namespace = std::fs::read_link("/proc/self/ns/user");
+    namespace.is_ok_and(|it| it == Path::new(INITIAL_USER_NAMESPACE))
+        && rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+}
+
+/// Whether a failure to open a device means that another process has it, or another device of its group.
+#[must_use]
+pub fn is_in_use(error: &Error) -> bool {
+    match error {
+        Error::Open { what, source, .. } => match source.raw_os_error() {
+            Some(libc::EBUSY) => true,
+            Some(libc::EINVAL) => *what == BIND,
+            _ => false,
+        },
+        _ => false,
     }
 }
 

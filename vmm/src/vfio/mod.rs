@@ -30,4 +30,4 @@ pub use device::KernelFunction;
 pub use error::Error;
 pub use iommu::OpenDevice;
 pub use open::{HostDevices, Placement, Request};
-pub use sysfs::{Bus, HostDevice, Identity, Member, Roots};
+pub use sysfs::{Bus, Group, HostDevice, Identity, Member, Roots};

@@ -256,14 +256,26 @@ fn doctor_tells_what_is_there_and_what_is_in_the_way() {
     assert!(empty.functions.is_empty() && empty.mdevs.is_empty());
 
     host.node("vfio/vfio");
-    host.device("pci", VF, Some("vfio-pci"), Some(7));
+    let tables = host.roots().sys.join("firmware/acpi/tables");
+    fs::create_dir_all(&tables).unwrap();
+    fs::write(tables.join("DMAR"), "").unwrap();
+    let path = host.device("pci", VF, Some("vfio-pci"), Some(7));
+    symlink("../0000:41:00.0", path.join("physfn")).unwrap();
     host.device("pci", "0000:41:00.4", Some("mlx5_core"), Some(8));
     host.device("mdev", UUID, Some("mtty"), Some(9));
     let full = inspect::host(&host.roots());
     assert_eq!(
         (full.iommu_groups, full.groups, full.iommufd),
-        (3, true, false)
+        (2, true, false),
+        "the mediated device's group is none of an IOMMU"
     );
+    assert_eq!((empty.iommu_table, full.iommu_table), (None, Some("DMAR")));
+    let parents: Vec<_> = full
+        .functions
+        .iter()
+        .map(|device| device.physical_function.as_deref())
+        .collect();
+    assert_eq!(parents, [Some("0000:41:00.0"), None]);
     let obstacles: Vec<_> = full
         .functions
         .iter()
