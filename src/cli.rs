@@ -37,7 +37,7 @@ pub enum Command {
     /// Tell whether this host and its devices are ready for passthrough and for sleep
     #[command(
         after_long_help = "Nothing is changed. A device that is bound to a VFIO driver and not in use is opened for a moment to \
-ask what it can do, which resets it.\n\nExit code 0: KVM is usable, the IOMMU is on, and every device bound to a VFIO \
+ask what it can do, which resets it.\n\nExit code 0: KVM is usable, the IOMMU is on, VFIO is there, and every device bound to a VFIO \
 driver can be passed through. Exit code 1: something needs action; it is listed under PROBLEMS."
     )]
     Doctor(DoctorArguments),

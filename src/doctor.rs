@@ -6,6 +6,8 @@
 mod advice;
 mod classes;
 mod facts;
+#[cfg(test)]
+mod tests;
 mod text;
 mod variant;
 

@@ -37,10 +37,9 @@ pub struct Facts {
 
 /// KVM of this host.
 #[derive(Debug, Serialize)]
-#[serde(tag = "usable")]
+#[serde(tag = "state", rename_all = "snake_case")]
 pub enum Kvm {
     /// `/dev/kvm` opened and a VM could be created.
-    #[serde(rename = "yes")]
     Usable {
         /// Version of KVM's API.
         api_version: u32,
@@ -50,7 +49,6 @@ pub enum Kvm {
         lacks: Vec<&'static str>,
     },
     /// No VM can run.
-    #[serde(rename = "no")]
     Unusable {
         /// Why, and what to do.
         reason: String,

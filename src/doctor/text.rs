@@ -71,7 +71,7 @@ fn host(text: &mut String, facts: &Facts) {
         None => "without limit".to_owned(),
         Some(limit) => format!("up to {} MiB", limit >> 20),
     };
-    fact("memory", &format!("this user may lock RAM {locked}"));
+    fact("memory", &format!("RAM can be locked {locked}"));
     for pool in &facts.huge_pages {
         fact(
             "",
@@ -121,22 +121,27 @@ fn functions(text: &mut String, functions: &[Device]) {
 
 /// The last column of the table: can it be passed through, and if not, why.
 fn passthrough(device: &Device) -> String {
-    let with = |answer: &str| match advice::companions(device).as_slice() {
-        [] => answer.to_owned(),
-        others => format!("{answer} with its group: {}", others.join(", ")),
-    };
+    let companions = advice::companions(device).join(", ");
     if device.host.vfio_driver {
-        return match &device.obstacle {
-            None => "ready".to_owned(),
-            Some(_) => with("blocked; bind it").replacen("bind it with", "it needs", 1),
-        };
-    }
-    if advice::can_be_bound(device) {
-        return with("can be bound");
-    }
-    match device.host.identity {
-        Some(identity) if classes::is_bridge(identity.class) => "no: a bridge".to_owned(),
-        _ => "no: it has no IOMMU group".to_owned(),
+        match (&device.obstacle, companions.is_empty()) {
+            (None, _) => "ready".to_owned(),
+            (Some(_), true) => "no: see PROBLEMS".to_owned(),
+            (Some(_), false) => format!("blocked by its group: {companions}"),
+        }
+    } else if advice::can_be_bound(device) {
+        if companions.is_empty() {
+            "can be bound".to_owned()
+        } else {
+            format!("can be bound, with its group: {companions}")
+        }
+    } else if device
+        .host
+        .identity
+        .is_some_and(|it| classes::is_bridge(it.class))
+    {
+        "no: a bridge".to_owned()
+    } else {
+        "no: it has no IOMMU group".to_owned()
     }
 }
 
