@@ -84,7 +84,9 @@ mod tests {
     fn vm() -> Option<(Kvm, Arc<Vm>)> {
         match Kvm::open() {
             Ok(kvm) => {
-                let vm = Arc::new(kvm.create_vm().unwrap());
+                let vm = kvm.create_vm().unwrap();
+                vm.create_interrupt_controllers().unwrap();
+                let vm = Arc::new(vm);
                 Some((kvm, vm))
             }
             Err(error) => {

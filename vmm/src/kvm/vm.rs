@@ -26,10 +26,21 @@ impl Vm {
             .map_err(Error::ioctl("place KVM's identity map page"))?;
         fd.set_tss_address(layout::KVM_TSS as usize)
             .map_err(Error::ioctl("place KVM's task state segment"))?;
-        fd.create_irq_chip()
-            .map_err(Error::ioctl("create the in-kernel interrupt controllers"))?;
-        // No PIT: hardware-reduced ACPI has none, and creating KVM's starts a kernel thread, which takes longer than all the rest.
         Ok(Self { fd, capabilities })
+    }
+
+    /// Creates the interrupt controllers, before the first vCPU.
+    ///
+    /// After RAM has its memory slots: newer kernels leave a grace period of the VM's SRCU under way when this returns, and a
+    /// memory slot that is set then waits for its end, milliseconds on a busy machine.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn create_interrupt_controllers(&self) -> Result<(), Error> {
+        // No PIT: hardware-reduced ACPI has none, and creating KVM's starts a kernel thread, which takes longer than all the rest.
+        self.fd
+            .create_irq_chip()
+            .map_err(Error::ioctl("create the in-kernel interrupt controllers"))
     }
 
     /// What the host can do.

@@ -52,6 +52,7 @@ impl Frame {
         let vm = Arc::new(kvm.create_vm().map_err(Error::Kvm)?);
         let slots = Arc::new(SlotAllocator::new(vm.capabilities().memory_slots));
         give_ram_to_guest(&vm, &ram, &slots)?;
+        vm.create_interrupt_controllers().map_err(Error::Kvm)?;
         let buses = Arc::new(Buses::default());
         let pci = PciBus::new(&buses, saved).map_err(Error::Pci)?;
         let windows = Arc::new(Windows::new(ram.size(), processors.phys_bits()));
