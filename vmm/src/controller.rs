@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::control::{Calls, Remote};
 use crate::events::{EventQueue, MachineEvent};
 use crate::kvm::{self, Kvm, StopReason};
-use crate::machine::{BuildError, Host, Machine};
+use crate::machine::{BuildError, Host, Machine, kernel_functions};
 use crate::seccomp;
 use crate::signals::Signals;
 use crate::vcpu_thread;
@@ -165,6 +165,7 @@ impl Controller {
             kvm: Arc::new(kvm),
             events: queue.sender(),
             seccomp: seccomp_mode,
+            functions: kernel_functions(),
         };
         Ok(Self {
             vm: None,

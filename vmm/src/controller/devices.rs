@@ -7,7 +7,7 @@ use dormouse_api::response::{
     DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
 };
 use dormouse_pci::{BarKind, PciFunction};
-use dormouse_vfio_migration::{MigFlags, MigState, MigrationIo};
+use dormouse_vfio_migration::{MigFlags, MigState};
 
 use crate::machine::{Attached, Machine};
 

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::Machine;
 use super::frame::Frame;
+use super::function_source::MakeFunctionSource;
 use super::passthrough::{self, Passthrough, assign_bars};
 use super::platform::{self, Platform};
 use super::timeline::Stopwatch;
@@ -36,6 +37,8 @@ pub struct Host {
     pub events: EventSender,
     /// The filter of the threads.
     pub seccomp: seccomp::Mode,
+    /// Where passed-through functions come from.
+    pub functions: Box<MakeFunctionSource>,
 }
 
 /// Why a machine could not be built.
@@ -76,6 +79,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A payload file is a directory, a device or a pipe, or has no content.
+    #[error("cannot load payload.{field} {}: it is empty or no regular file", path.display())]
+    UnusablePayload {
+        /// Name of the field.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The kernel, its initramfs or command line could not be loaded.
     #[error("cannot load the guest's payload")]
     Load(#[source] loader::Error),
@@ -105,6 +116,7 @@ impl Machine {
         let passthrough = Passthrough::new(
             config,
             &frame,
+            &host.functions,
             |_| None,
             |candidate| {
                 let function = candidate.function(&frame, &stopwatch, VfioFunction::new)?;
@@ -143,16 +155,6 @@ impl VcpuContext {
 }
 
 fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry, Error> {
-    let open = |field, path: &Path| {
-        // Without waiting: a pipe that nobody writes to is refused by the loader, like everything that is no file.
-        let mut options = File::options();
-        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        file.map_err(|source| Error::OpenPayload {
-            field,
-            path: path.to_owned(),
-            source,
-        })
-    };
     let kernel_path = payload
         .and_then(|payload| payload.kernel.as_deref())
         .ok_or(Error::NoKernel)?;
@@ -160,9 +162,9 @@ fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry,
     let cmdline = payload
         .and_then(|payload| payload.cmdline.as_deref())
         .unwrap_or_default();
-    let mut kernel = open("kernel", kernel_path)?;
+    let mut kernel = open_payload("kernel", kernel_path)?;
     let mut initramfs = match initramfs_path {
-        Some(path) => Some((open("initramfs", path)?, path)),
+        Some(path) => Some((open_payload("initramfs", path)?, path)),
         None => None,
     };
     let payload = Payload {
@@ -172,6 +174,32 @@ fn load_payload(payload: Option<&PayloadConfig>, ram: &Ram) -> Result<BootEntry,
         cmdline,
     };
     loader::load(ram.memory(), payload).map_err(Error::Load)
+}
+
+/// Opens a file for the loader, which knows no names of config fields: what is no file at all is refused here.
+fn open_payload(field: &'static str, path: &Path) -> Result<File, Error> {
+    let open = || {
+        // Without waiting for somebody who writes to a pipe.
+        let mut options = File::options();
+        let file = options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        let metadata = file.metadata()?;
+        Ok((file, metadata))
+    };
+    let (file, metadata) = open().map_err(|source| Error::OpenPayload {
+        field,
+        path: path.to_owned(),
+        source,
+    })?;
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Err(Error::UnusablePayload {
+            field,
+            path: path.to_owned(),
+        });
+    }
+    Ok(file)
 }
 
 /// Writes what firmware would leave in memory.

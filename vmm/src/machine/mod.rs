@@ -5,6 +5,7 @@
 
 mod build;
 mod frame;
+mod function_source;
 mod passthrough;
 mod paused;
 mod platform;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 pub use build::{Error as BuildError, Host};
 pub use frame::BusState;
+pub use function_source::{FunctionSource, MakeFunctionSource, OpenFunction, kernel_functions};
 pub use passthrough::Attached;
 pub use paused::{Error as PauseError, PausedMachine, Refused};
 pub use restore::{Error as RestoreError, Options as RestoreOptions};

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use dormouse_api::config::{DeviceConfig, PlatformConfig, SnapshotPolicy, VmConfig};
 use dormouse_devices::vfio::{self, BarSpaces, VfioDeps, VfioFunction, VfioSpec};
 use dormouse_pci::{BarIndex, BarKind, Bdf, ConfigEffect, SlotError};
-use dormouse_vfio_migration::{KernelDevice, MigrationIo, group::PeerDma};
+use dormouse_vfio_migration::{MigrationIo, group::PeerDma};
 use thiserror::Error;
 
 use super::frame::Frame;
+use super::function_source::{FunctionSource, MakeFunctionSource, OpenFunction};
 use super::timed_migration::TimedMigration;
 use super::timeline::Stopwatch;
 use crate::interrupts::SlotInterrupts;
 use crate::pci_bus::{self, EffectTarget, PciBus};
-use crate::vfio::{HostDevices, KernelFunction, Placement, Request, Roots};
+use crate::vfio::{Placement, Request, Roots};
 use crate::windows::{self, Window};
 
 /// A device that could not be given to the guest.
@@ -79,20 +80,20 @@ pub struct Attached {
     pub policy: SnapshotPolicy,
     /// The function.
     pub function: Arc<VfioFunction>,
-    kernel: Arc<KernelFunction>,
+    opened: OpenFunction,
 }
 
 impl Attached {
     /// The host's driver of the device.
     #[must_use]
     pub fn driver(&self) -> Option<&str> {
-        self.kernel.host().driver.as_deref()
+        self.opened.driver.as_deref()
     }
 
     /// The migration protocol of the device, asked directly: for people who look at a VM.
     #[must_use]
-    pub fn migration(&self) -> KernelDevice<Arc<crate::vfio::OpenDevice>> {
-        KernelDevice::new(Arc::clone(self.kernel.device()))
+    pub fn migration(&self) -> &dyn MigrationIo {
+        self.opened.migration.as_ref()
     }
 }
 
@@ -110,7 +111,8 @@ pub struct Passthrough {
     functions: Vec<Attached>,
     pci: Arc<PciBus>,
     peer_dma: PeerDma,
-    _host: HostDevices,
+    /// Last, so that the host's side of the machine goes after its functions.
+    _source: Box<dyn FunctionSource>,
 }
 
 impl Drop for Passthrough {
@@ -125,7 +127,7 @@ impl Drop for Passthrough {
 pub struct Candidate<'a> {
     config: &'a DeviceConfig,
     id: String,
-    kernel: Arc<KernelFunction>,
+    opened: OpenFunction,
     bdf: Bdf,
 }
 
@@ -136,7 +138,7 @@ impl Candidate<'_> {
     }
 
     fn spec(&self) -> VfioSpec {
-        let host = self.kernel.host().path.display();
+        let host = self.opened.path.display();
         let trapped = self.config.x_exclude_mmap_bars.iter();
         VfioSpec {
             name: format!("{} ({host})", self.id).into(),
@@ -152,11 +154,13 @@ impl Candidate<'_> {
         build: impl FnOnce(&VfioSpec, VfioDeps<'_>) -> Result<VfioFunction, vfio::Error>,
     ) -> Result<Arc<VfioFunction>, Error> {
         let interrupts = SlotInterrupts::new(&frame.router, self.bdf.device());
-        let io = KernelDevice::new(Arc::clone(self.kernel.device()));
-        let migration: Arc<dyn MigrationIo> =
-            Arc::new(TimedMigration::new(self.id.clone(), io, stopwatch.clone()));
+        let migration: Arc<dyn MigrationIo> = Arc::new(TimedMigration::new(
+            self.id.clone(),
+            Arc::clone(&self.opened.migration),
+            stopwatch.clone(),
+        ));
         let deps = VfioDeps {
-            host: Arc::clone(&self.kernel) as _,
+            host: Arc::clone(&self.opened.host),
             migration: Some(migration),
             interrupts: &interrupts,
             spaces: BarSpaces {
@@ -179,11 +183,12 @@ impl Passthrough {
     pub fn new(
         config: &VmConfig,
         frame: &Frame,
+        make_source: &MakeFunctionSource,
         recorded: impl Fn(&str) -> Option<Bdf>,
         mut build: impl FnMut(&Candidate<'_>) -> Result<Arc<VfioFunction>, Error>,
     ) -> Result<Self, Error> {
         let platform: PlatformConfig = config.platform_or_default();
-        let host = HostDevices::new(Placement {
+        let source = make_source(Placement {
             vm: Arc::clone(&frame.vm),
             ram: frame.ram.clone(),
             slots: Arc::clone(&frame.slots),
@@ -202,7 +207,7 @@ impl Passthrough {
                 path: device.path.as_deref().unwrap_or_else(|| "".as_ref()),
             })
             .collect();
-        let opened = host.open(&requests).map_err(Error::Open)?;
+        let opened = source.open_functions(&requests).map_err(Error::Open)?;
         let mut passthrough = Self {
             functions: Vec::new(),
             pci: Arc::clone(&frame.pci),
@@ -211,14 +216,13 @@ impl Passthrough {
             } else {
                 PeerDma::Impossible
             },
-            _host: host,
+            _source: source,
         };
         // Devices with a fixed place first, so that nobody else takes it.
         let mut candidates = Vec::new();
-        for (config, kernel) in std::iter::zip(&config.devices, opened) {
-            let id = kernel.id().to_owned();
-            let fixed = recorded(&id).map(Bdf::device).or(config.pci_device_id);
-            candidates.push((fixed, id, config, kernel));
+        for ((id, config), opened) in ids.iter().zip(&config.devices).zip(opened) {
+            let fixed = recorded(id).map(Bdf::device).or(config.pci_device_id);
+            candidates.push((fixed, id, config, opened));
         }
         let order = |fixed: bool| {
             candidates
@@ -226,19 +230,19 @@ impl Passthrough {
                 .filter(move |candidate| candidate.0.is_some() == fixed)
         };
         let mut placed = Vec::new();
-        for (fixed, id, config, kernel) in order(true).chain(order(false)) {
+        for (fixed, id, config, opened) in order(true).chain(order(false)) {
             let bdf = frame
                 .pci
                 .root()
                 .allocate_slot(*fixed)
                 .map_err(|source| Error::Slot {
-                    id: id.clone(),
+                    id: id.to_string(),
                     source,
                 })?;
             placed.push(Candidate {
                 config,
-                id: id.clone(),
-                kernel: Arc::clone(kernel),
+                id: id.to_string(),
+                opened: opened.clone(),
                 bdf,
             });
         }
@@ -267,7 +271,7 @@ impl Passthrough {
             id: candidate.id,
             bdf: candidate.bdf,
             function,
-            kernel: candidate.kernel,
+            opened: candidate.opened,
         });
         Ok(())
     }

@@ -194,7 +194,7 @@ impl Machine {
         let platform = Platform::restore(sections.platform, &frame.vm, &frame.buses, console)
             .map_err(|error| Error::Build(BuildError::Platform(error)))?;
         stopwatch.record("build", None, build, 0);
-        let passthrough = restore_functions(config, &frame, &sections.functions, &stopwatch)?;
+        let passthrough = restore_functions(config, &frame, host, &sections.functions, &stopwatch)?;
         load_streams(
             &passthrough,
             &sections.functions,
@@ -328,6 +328,7 @@ fn restore_vcpus(
 fn restore_functions(
     config: &VmConfig,
     frame: &Frame,
+    host: &Host,
     saved: &BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
     stopwatch: &Stopwatch,
 ) -> Result<Passthrough, Error> {
@@ -341,6 +342,7 @@ fn restore_functions(
     let passthrough = Passthrough::new(
         config,
         frame,
+        &host.functions,
         |id| saved.get(id).map(|(place, _)| place.bdf),
         |candidate| {
             let (_, state) =

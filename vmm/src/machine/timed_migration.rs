@@ -1,6 +1,7 @@
 //! The migration protocol of one device with every state change on the timeline.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use dormouse_vfio_migration::{DataFd, IovaRange, MigFlags, MigState, MigrationIo};
@@ -8,15 +9,15 @@ use dormouse_vfio_migration::{DataFd, IovaRange, MigFlags, MigState, MigrationIo
 use super::timeline::Stopwatch;
 
 /// Passes everything on to the device and records how long each state change took.
-pub struct TimedMigration<M> {
+pub struct TimedMigration {
     id: String,
-    device: M,
+    device: Arc<dyn MigrationIo>,
     stopwatch: Stopwatch,
 }
 
-impl<M: MigrationIo> TimedMigration<M> {
+impl TimedMigration {
     /// Records on `stopwatch` what device `id` does.
-    pub fn new(id: String, device: M, stopwatch: Stopwatch) -> Self {
+    pub fn new(id: String, device: Arc<dyn MigrationIo>, stopwatch: Stopwatch) -> Self {
         Self {
             id,
             device,
@@ -25,7 +26,7 @@ impl<M: MigrationIo> TimedMigration<M> {
     }
 }
 
-impl<M: MigrationIo> MigrationIo for TimedMigration<M> {
+impl MigrationIo for TimedMigration {
     fn probe(&self) -> io::Result<Option<MigFlags>> {
         self.device.probe()
     }
