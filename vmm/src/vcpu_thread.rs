@@ -144,6 +144,7 @@ impl VcpuThread {
     /// # Errors
     /// When the thread has died.
     pub fn run(&self) -> Result<(), Error> {
+        tracing::trace!("vCPU {} runs", self.index);
         self.attention.store(false, Ordering::SeqCst);
         self.send(Command::Run)
     }
@@ -222,7 +223,10 @@ fn serve_commands(
     while let Ok(command) = commands.recv() {
         match command {
             Command::Call(call) => call(&mut vcpu),
-            Command::Run => run_guest(&mut vcpu, context, attention),
+            Command::Run => {
+                run_guest(&mut vcpu, context, attention);
+                tracing::trace!("vCPU {} is parked", vcpu.index());
+            }
         }
     }
     vcpu

@@ -221,6 +221,7 @@ impl Windows {
             });
         }
         space.taken.insert(range.start, range.end);
+        tracing::trace!("reserved {window} {:#x}-{:#x}", range.start, range.end);
         Ok(())
     }
 

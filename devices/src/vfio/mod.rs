@@ -27,9 +27,13 @@ pub mod migration;
 mod open;
 mod plan;
 mod state;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[allow(clippy::single_range_in_vec_init, reason = "areas are lists of ranges")]
-mod testing;
+#[allow(
+    missing_docs,
+    reason = "tests set and read these, and their names say what"
+)]
+pub mod testing;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "areas are lists of ranges")]
 mod tests;

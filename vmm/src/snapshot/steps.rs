@@ -1,7 +1,7 @@
 //! The steps in which a snapshot directory changes, as tests see them.
 //!
 //! Tests record the steps to assert their order, and end the process at a chosen one to see what a crash leaves. In the
-//! program itself a step is nothing.
+//! program itself a step is a line of the most verbose log.
 
 /// A kind of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,9 @@ pub enum Step {
 }
 
 #[cfg(not(test))]
-pub fn step(_step: Step, _name: &str) {}
+pub fn step(step: Step, name: &str) {
+    tracing::trace!("snapshot: {step:?} {name}");
+}
 
 #[cfg(test)]
 pub use recorder::{CRASH_AT, record, step};

@@ -44,6 +44,7 @@ struct HostState {
 
 /// The host's side of a device.
 pub struct FakeHost {
+    name: String,
     model: Model,
     trace: Trace,
     state: Arc<Mutex<HostState>>,
@@ -51,11 +52,17 @@ pub struct FakeHost {
 
 impl FakeHost {
     pub fn new(model: Model, trace: &Trace) -> Arc<Self> {
+        Self::named("host", model, trace)
+    }
+
+    /// As [`Self::new`], with a name for the trace.
+    pub fn named(name: &str, model: Model, trace: &Trace) -> Arc<Self> {
         let state = HostState {
             config: model.config.clone(),
             ..HostState::default()
         };
         Arc::new(Self {
+            name: name.to_owned(),
             model,
             trace: trace.clone(),
             state: Arc::new(Mutex::new(state)),
@@ -177,13 +184,14 @@ impl HostFunction for FakeHost {
         state.config_writes.push(offset as u16);
         if at < 6 && end > 4 {
             let command = u16::from_le_bytes(state.config[4..6].try_into().unwrap());
-            self.trace.note("host", &format!("command {command:#06x}"));
+            self.trace
+                .note(&self.name, &format!("command {command:#06x}"));
             let memory = command & 2 != 0;
             if !memory {
                 state.exposed += state.mapped.len();
             }
         } else {
-            self.trace.note("host", &format!("config {at:#x}"));
+            self.trace.note(&self.name, &format!("config {at:#x}"));
         }
         Ok(())
     }
@@ -212,7 +220,7 @@ impl HostFunction for FakeHost {
             .map(|given| if *given { 'x' } else { '-' })
             .collect();
         self.trace
-            .note("host", &format!("arm {index:?} {start} {digits}"));
+            .note(&self.name, &format!("arm {index:?} {start} {digits}"));
         let armed = state.armed.entry(index).or_insert_with(|| vec![false; end]);
         if armed.len() < end {
             return Err(errno(EINVAL));
@@ -226,7 +234,7 @@ impl HostFunction for FakeHost {
         if state.faults.disarm || state.armed.remove(&index).is_none() {
             return Err(errno(EINVAL));
         }
-        self.trace.note("host", &format!("disarm {index:?}"));
+        self.trace.note(&self.name, &format!("disarm {index:?}"));
         Ok(())
     }
 
@@ -234,7 +242,7 @@ impl HostFunction for FakeHost {
         if self.state().faults.unmask {
             return Err(errno(EINVAL));
         }
-        self.trace.note("host", "unmask on resample");
+        self.trace.note(&self.name, "unmask on resample");
         Ok(())
     }
 
@@ -243,12 +251,12 @@ impl HostFunction for FakeHost {
             return Err(errno(EINVAL));
         }
         self.trace
-            .note("host", if masked { "mask intx" } else { "unmask intx" });
+            .note(&self.name, if masked { "mask intx" } else { "unmask intx" });
         Ok(())
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.trace.note("host", "reset");
+        self.trace.note(&self.name, "reset");
         self.state()
             .faults
             .reset
@@ -271,7 +279,7 @@ impl HostFunction for FakeHost {
         }
         state.mapped.push(range.clone());
         self.trace
-            .note("host", &format!("map {region} {:#x}", area.start));
+            .note(&self.name, &format!("map {region} {:#x}", area.start));
         Ok(Box::new(FakeArea {
             range,
             state: Arc::clone(&self.state),

@@ -3,7 +3,7 @@
 //!
 //! The fake host behaves as the kernel does where it matters: one interrupt mode at a time, no region access without decoding,
 //! no two mappings in one place. Everything that changes it goes into one [`Trace`], together with the steps of the scripted
-//! migration device, so that a test can assert the order.
+//! migration device, so that a test can assert the order. Part of the crate with the `testing` feature only.
 
 mod fake_host;
 mod fake_interrupts;

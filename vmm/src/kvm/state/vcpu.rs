@@ -49,6 +49,7 @@ impl Vcpu {
     /// # Errors
     /// When the kernel refuses a part; the message names it.
     pub fn save(&self, msr_indices: &[u32]) -> Result<VcpuState, Error> {
+        tracing::trace!("the state of vCPU {} is read", self.index());
         let fd = self.fd();
         let cannot = |what| Error::vcpu_ioctl(self.index(), what);
         // First: reading it makes KVM act on pending INIT and start-up interrupts, which changes everything below.
@@ -110,6 +111,7 @@ impl Vcpu {
     /// # Errors
     /// When the kernel refuses a part; the message names it.
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+        tracing::trace!("the state of vCPU {} is set", self.index());
         // First: it decides which registers and MSRs exist.
         self.set_cpuid(&state.cpuid)?;
         let fd = self.fd();

@@ -44,6 +44,7 @@ impl Vm {
             clock: clock_ns,
             ..Default::default()
         };
+        tracing::trace!("the guest's clock is set");
         self.fd()
             .set_clock(&clock)
             .map_err(Error::ioctl("set the guest's clock"))
@@ -54,6 +55,7 @@ impl Vm {
     /// # Errors
     /// When the kernel refuses a part.
     pub fn save(&self, clock_ns: u64) -> Result<VmState, Error> {
+        tracing::trace!("the interrupt controllers are read");
         Ok(VmState {
             pic_master: self.irqchip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: self.irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
@@ -67,6 +69,7 @@ impl Vm {
     /// # Errors
     /// When the kernel refuses a part.
     pub fn restore(&self, state: &VmState) -> Result<(), Error> {
+        tracing::trace!("the interrupt controllers are set");
         for (chip, id) in [
             (&state.pic_master, KVM_IRQCHIP_PIC_MASTER),
             (&state.pic_slave, KVM_IRQCHIP_PIC_SLAVE),

@@ -1,0 +1,194 @@
+//! The order of pause, snapshot, restore and resume (invariants 1, 3, 4, 5, 6 and 10).
+
+use dormouse_pci::PciFunction;
+
+use super::rig::{Rig, is_snapshot, paused, resumed};
+
+const BOTH: [&str; 2] = ["vfio0", "vfio1"];
+
+#[test]
+fn pause_parks_vcpus_and_then_stops_devices_in_phases() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let machine = rig.run(rig.config());
+    let paused = paused(machine);
+    let lines = rig.recording.take();
+    lines.assert_order(&["is parked", "RUNNING -> RUNNING_P2P", "RUNNING_P2P -> STOP"]);
+    lines.assert_count("is parked", 2);
+    lines.assert_count("RUNNING -> RUNNING_P2P", 2);
+    lines.assert_count("RUNNING_P2P -> STOP", 2);
+    lines.assert_never(&["runs"]);
+    drop(paused);
+}
+
+#[test]
+fn resume_starts_devices_in_phases_and_then_vcpus() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let paused = paused(rig.run(rig.config()));
+    rig.recording.take();
+    let _machine = resumed(paused);
+    let lines = rig.recording.take();
+    lines.assert_order(&[
+        "STOP -> RUNNING_P2P",
+        "RUNNING_P2P -> RUNNING",
+        "the guest's clock is set",
+        "runs",
+    ]);
+    lines.assert_count("STOP -> RUNNING_P2P", 2);
+    lines.assert_count("RUNNING_P2P -> RUNNING", 2);
+    lines.assert_count("runs", 2);
+}
+
+#[test]
+fn kvm_state_is_read_after_the_last_device_stopped() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let config = rig.config();
+    let paused = paused(rig.run(config.clone()));
+    rig.snapshot(&paused, config).unwrap();
+    let lines = rig.recording.take();
+    for kvm_state in ["the state of vCPU", "the interrupt controllers are read"] {
+        lines.assert_order(&["-> STOP", kvm_state]);
+    }
+    lines.assert_count("the state of vCPU", 2);
+    // Nothing moves between what is read from KVM and what is read from RAM.
+    lines.assert_never(&["runs", "RUNNING_P2P -> RUNNING"]);
+}
+
+#[test]
+fn a_snapshot_is_streams_state_memory_sync_and_one_rename() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let config = rig.config();
+    let paused = paused(rig.run(config.clone()));
+    rig.recording.take();
+    rig.snapshot(&paused, config).unwrap();
+    let lines = rig.recording.take();
+    for id in BOTH {
+        let reads = lines
+            .of(id)
+            .into_iter()
+            .filter(|line| line.starts_with("read"));
+        assert!(reads.count() > 0, "{lines}");
+        lines.assert_order(&[
+            &format!("{id}: STOP -> STOP_COPY"),
+            &format!("{id}: read"),
+            &format!("{id}: STOP_COPY -> STOP"),
+            "the state of vCPU",
+        ]);
+    }
+    lines.assert_order(&[
+        "STOP_COPY -> STOP",
+        "phase save state",
+        "phase write memory",
+        "phase sync",
+        "snapshot: Rename manifest.json",
+    ]);
+    for file in [
+        "vfio-vfio0.bin",
+        "vfio-vfio1.bin",
+        "state.json",
+        "memory.bin",
+    ] {
+        lines.assert_order(&[
+            &format!("snapshot: Create {file}"),
+            &format!("snapshot: Sync {file}"),
+            "snapshot: Rename manifest.json",
+        ]);
+    }
+    let steps = lines.of("vmm");
+    let rename = steps
+        .iter()
+        .position(|step| step.starts_with("snapshot: Rename"))
+        .unwrap();
+    assert_eq!(
+        steps[rename - 1],
+        "snapshot: Sync ..",
+        "every name is durable before the rename\n{lines}"
+    );
+    assert_eq!(steps[rename + 1..], ["snapshot: Sync ."], "{lines}");
+    assert!(is_snapshot(&rig.directory()));
+}
+
+#[test]
+fn a_machine_runs_on_after_its_snapshot() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let config = rig.config();
+    let asleep = paused(rig.run(config.clone()));
+    rig.snapshot(&asleep, config).unwrap();
+    rig.recording.take();
+    let machine = resumed(asleep);
+    rig.recording
+        .take()
+        .assert_order(&["STOP -> RUNNING_P2P", "RUNNING_P2P -> RUNNING", "runs"]);
+    paused(machine);
+}
+
+#[test]
+fn restore_verifies_first_and_opens_devices_last() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    rig.sleep();
+    let _paused = rig.restore().unwrap();
+    let lines = rig.recording.take();
+    assert_eq!(lines.of("vmm")[0], "phase verify", "{lines}");
+    lines.assert_order(&["phase verify", "phase load memory", "source: open"]);
+    for before in [
+        "the state of vCPU",
+        "the interrupt controllers are set",
+        "vmm: reserved 64-bit memory",
+    ] {
+        lines.assert_order(&["phase load memory", before, "source: open", "host: reset"]);
+    }
+    // Two BARs each, and the same again for where they go after a reset of the machine, which is refused as taken.
+    lines.assert_count("vmm: reserved 64-bit memory", 4);
+    lines.assert_never(&["runs", "RUNNING_P2P"]);
+}
+
+#[test]
+fn a_restored_device_is_set_up_in_resuming_and_waits_there() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    rig.sleep();
+    let paused = rig.restore().unwrap();
+    let lines = rig.recording.take();
+    for id in BOTH {
+        let host = format!("{id} host");
+        lines.assert_order(&[
+            &format!("{host}: reset"),
+            &format!("{id}: RUNNING -> RESUMING"),
+            &format!("{id}: write"),
+            &format!("{id}: close"),
+            &format!("{host}: command 0x0406"),
+            &format!("{host}: arm Msi 0 x"),
+            &format!("{host}: map"),
+        ]);
+        let sets = lines.of(id).into_iter().filter(|line| line.contains("->"));
+        assert_eq!(sets.collect::<Vec<_>>(), ["RUNNING -> RESUMING"]);
+    }
+    let _machine = resumed(paused);
+    let lines = rig.recording.take();
+    lines.assert_order(&[
+        "RESUMING -> RUNNING_P2P",
+        "RUNNING_P2P -> RUNNING",
+        "the guest's clock is set",
+        "runs",
+    ]);
+    lines.assert_count("RESUMING -> RUNNING_P2P", 2);
+}
+
+#[test]
+fn bars_are_where_they_were_whatever_the_order_of_the_devices() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let places = |machine: &dormouse_vmm::machine::Machine| {
+        let functions = machine.functions().iter();
+        functions
+            .map(|attached| (attached.id.clone(), attached.function.desired_bars()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let config = rig.config();
+    let asleep = paused(rig.run(config.clone()));
+    rig.snapshot(&asleep, config.clone()).unwrap();
+    let before = places(asleep.machine());
+    drop(asleep);
+    rig.renew();
+    let mut turned = config;
+    turned["devices"].as_array_mut().unwrap().reverse();
+    let awake = rig.restore_with(turned).unwrap();
+    assert_eq!(places(awake.machine()), before);
+}
