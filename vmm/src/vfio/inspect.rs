@@ -4,6 +4,7 @@
 //! resets some devices, so it is done only for devices that are free to be given to a VM.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use super::dma::memlock_limit;
 use super::error::{BIND, Error};
+use super::group::open_error;
 use super::ioctl;
 use super::iommu::{Iommu, Way};
 use super::sysfs::{self, Bus, HostDevice, Roots};
@@ -131,8 +133,9 @@ fn physical_function(device: &Path) -> Option<String> {
 
 /// Neither a type1 container nor iommufd charges a process that has this capability in the initial user namespace.
 fn may_lock_any_amount() -> bool {
+    // A kernel without user namespaces has no such link, and only the initial one.
     let namespace = std::fs::read_link("/proc/self/ns/user");
-    namespace.is_ok_and(|it| it == Path::new(INITIAL_USER_NAMESPACE))
+    namespace.map_or(true, |it| it == Path::new(INITIAL_USER_NAMESPACE))
         && rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
 }
@@ -150,12 +153,29 @@ pub fn is_in_use(error: &Error) -> bool {
     }
 }
 
+/// Fails for a device that somebody has, whichever way. Opening a group touches no device, whereas binding a node a second time fails
+/// only after the kernel has taken the first user's reference to its VM away.
+fn refuse_if_in_use(roots: &Roots, host: &HostDevice) -> Result<(), Error> {
+    let Some(group) = &host.group else {
+        return Ok(());
+    };
+    let node = roots.group(group.id);
+    match File::options().read(true).write(true).open(&node) {
+        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
+            Err(open_error(host, "open", &node)(source))
+        }
+        // Whatever else is wrong with it matters only if the device is opened through it.
+        _ => Ok(()),
+    }
+}
+
 /// Opens a device for a moment and asks what it can do. `iommufd` chooses the way, as `platform.iommufd` does.
 ///
 /// # Errors
 /// When it cannot be opened, for instance because a VM has it, or does not answer.
 pub fn probe(roots: &Roots, host: &HostDevice, iommufd: Option<bool>) -> Result<Features, Error> {
     host.check()?;
+    refuse_if_in_use(roots, host)?;
     let way = Way::choose(roots, std::slice::from_ref(host), iommufd)?;
     let device = Arc::new(Iommu::new(roots, way, host, None)?.open(roots, host)?);
     let ask = || -> io::Result<Features> {
