@@ -41,6 +41,7 @@ void serial_reset(void);
 void cmd_echo(void);
 void cmd_flood(u64 kib);
 void cmd_string_io(void);
+void cmd_fifo(void);
 int serial_interrupt_test(void);
 
 /* boot.c */
@@ -68,13 +69,14 @@ int acpi_walk(void);
 void cmd_acpi(void);
 
 /* interrupt.c */
-extern volatile u64 timer_ticks, serial_irqs;
+extern volatile u64 timer_ticks, serial_irqs, button_presses;
 void interrupts_init(void);
 void load_idt(void);
 void apic_enable(void);
 u32 apic_id(void);
 void apic_send(u32 destination, u32 command);
 void timer_start(u32 microseconds);
+void button_irq_on(void);
 void cmd_interrupts(void);
 
 /* smp.c */
@@ -93,6 +95,8 @@ void power_reset(void);
 void power_reset_i8042(void);
 void triple_fault(void) __attribute__((noreturn));
 void jump_to_mmio(void);
+int take_button(void);
+void cmd_button(void);
 
 /* wild.c */
 u32 random32(void);

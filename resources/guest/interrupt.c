@@ -1,9 +1,10 @@
 /* IDT, local APIC (x2APIC where the CPU has it) with its timer, and the IOAPIC entry of the serial port.
- * Vector 32 is the timer, 33 is IRQ 4, 34 the spurious vector; anything below is an exception, which is reported
- * and ends the machine. */
+ * Vector 32 is the timer, 33 is IRQ 4, 34 the spurious vector, 35 the power button's GSI 5; anything below is an
+ * exception, which is reported and ends the machine. */
 #include "guest.h"
 
-enum { TIMER_VECTOR = 32, SERIAL_VECTOR = 33, SPURIOUS_VECTOR = 34, SERIAL_IRQ = 4 };
+enum { TIMER_VECTOR = 32, SERIAL_VECTOR = 33, SPURIOUS_VECTOR = 34, BUTTON_VECTOR = 35, SERIAL_IRQ = 4,
+       BUTTON_GSI = 5 };
 enum { APIC_ID = 0x20, APIC_EOI = 0xb0, APIC_SPURIOUS = 0xf0, APIC_ICR = 0x300, APIC_TIMER = 0x320, APIC_LINT0 = 0x350,
        APIC_INITIAL = 0x380, APIC_DIVIDE = 0x3e0 };
 enum { MSR_APIC_BASE = 0x1b, MSR_X2APIC = 0x800 };
@@ -13,7 +14,7 @@ enum { MSR_APIC_BASE = 0x1b, MSR_X2APIC = 0x800 };
 struct PACKED gate { u16 offset_low, selector; u8 ist, type; u16 offset_mid; u32 offset_high, reserved; };
 struct PACKED frame { u64 vector, error, rip, cs, rflags, rsp, ss; };
 
-volatile u64 timer_ticks, serial_irqs;
+volatile u64 timer_ticks, serial_irqs, button_presses;
 static volatile u64 spurious;
 static struct gate idt[64];
 static int x2apic, initialized;
@@ -54,6 +55,8 @@ void handle_interrupt(const struct frame *frame)
         timer_ticks++;
     } else if (frame->vector == SERIAL_VECTOR) {
         serial_irq();
+    } else if (frame->vector == BUTTON_VECTOR) {
+        button_presses += (u64)take_button();
     } else if (frame->vector == SPURIOUS_VECTOR) {
         spurious++;
         return;
@@ -102,6 +105,13 @@ void interrupts_init(void)
     apic_write(APIC_LINT0, 1 << 16);
     ioapic_write(0x10 + SERIAL_IRQ * 2 + 1, apic_id() << 24);
     ioapic_write(0x10 + SERIAL_IRQ * 2, SERIAL_VECTOR);
+}
+
+void button_irq_on(void)
+{
+    interrupts_init();
+    ioapic_write(0x10 + BUTTON_GSI * 2 + 1, apic_id() << 24);
+    ioapic_write(0x10 + BUTTON_GSI * 2, BUTTON_VECTOR);
 }
 
 /* Periodic; KVM and QEMU both run the timer's clock at 1 GHz. */

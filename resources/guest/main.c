@@ -3,7 +3,8 @@
  *
  *   memmap memory=STRIDE fill=MIB verify=MIB initrd=STEP   memory as the boot protocol describes it, and its contents
  *   acpi cpuid rtc clock                          tables, CPU identity and clocks
- *   interrupts echo flood=KIB stringio            LAPIC timer, IOAPIC and the serial port (echo ends at Ctrl-D)
+ *   interrupts echo flood=KIB stringio fifo       LAPIC timer, IOAPIC and the serial port (echo ends at Ctrl-D)
+ *   button                                        wait for the power button
  *   smp smp-work                                  start the other CPUs, once or for ever counting
  *   pci pcifuzz=COUNT wildio=COUNT seed=N         configuration space, and hostile accesses
  *   poweroff reset reset-i8042 triple jump-mmio   ways to end
@@ -106,6 +107,8 @@ static int run_word(const char *word)
     else if (word_value(word, "echo", 0)) cmd_echo();
     else if (n = 64, word_value(word, "flood", &n)) cmd_flood(n);
     else if (word_value(word, "stringio", 0)) cmd_string_io();
+    else if (word_value(word, "fifo", 0)) cmd_fifo();
+    else if (word_value(word, "button", 0)) cmd_button();
     else if (word_value(word, "smp", 0)) cmd_smp();
     else if (word_value(word, "smp-work", 0)) print("cpus=%d working\n", (u64)start_cpus(1));
     else if (word_value(word, "pci", 0)) cmd_pci();

@@ -1,8 +1,10 @@
 /* Ways to end: the ACPI sleep and reset registers of Dormouse at port 0x600, the i8042's reset line, and two
- * that are the VMM's to report: a triple fault, and code that KVM cannot emulate. */
+ * that are the VMM's to report: a triple fault, and code that KVM cannot emulate. Also the power button, whose
+ * status at port 0x604 is cleared by reading it. */
 #include "guest.h"
 
-enum { POWER_PORT = 0x600, SLEEP_S5 = 5 << 2 | 1 << 5, RESET = 1, I8042_COMMAND = 0x64, PULSE_RESET = 0xfe };
+enum { POWER_PORT = 0x600, EVENT_PORT = 0x604, EVENT_BUTTON = 1, SLEEP_S5 = 5 << 2 | 1 << 5, RESET = 1,
+       I8042_COMMAND = 0x64, PULSE_RESET = 0xfe };
 
 static void wait_for_end(const char *what)
 {
@@ -44,4 +46,23 @@ void jump_to_mmio(void)
 {
     print("jump to mmio\n");
     ((void (*)(void))0xfeb00000)();
+}
+
+/* 1 if the button was pressed since the last call. */
+int take_button(void)
+{
+    return in8(EVENT_PORT) & EVENT_BUTTON;
+}
+
+/* Only the interrupt ends the wait: the timer wakes the CPU, but looks at nothing. */
+void cmd_button(void)
+{
+    u64 before = button_presses;
+    button_irq_on();
+    print("button ready\n");
+    while (button_presses == before) {
+        timer_start(10000);
+        wait_irq();
+    }
+    print("button=pressed\n");
 }

@@ -163,3 +163,22 @@ void cmd_string_io(void)
     asm volatile("rep insl" : "+D"(to), "+c"(n) : "d"(0xcfc) : "memory");
     print("stringio=ok\n");
 }
+
+/* Leaves input in the chip's FIFO until the power button is pressed, and only then reads it. */
+void cmd_fifo(void)
+{
+    char text[65];
+    u32 len = 0;
+    interrupts_init();
+    out8(IER, 0);
+    print("fifo ready\n");
+    while (!(in8(LSR) & LSR_DATA))
+        cpu_relax();
+    print("fifo pending\n");
+    while (!take_button())
+        cpu_relax();
+    while (len < sizeof text - 1 && in8(LSR) & LSR_DATA)
+        text[len++] = (char)in8(COM1);
+    text[len] = 0;
+    print("fifo=%s\n", text);
+}
