@@ -85,11 +85,12 @@ pub trait HostFunction: Send + Sync {
     /// The kernel's answer.
     fn disarm(&self, index: IrqIndex) -> io::Result<()>;
 
-    /// Lets the kernel unmask INTx whenever `resample` is signalled. Called after each arming of INTx, also with the same eventfd.
+    /// Unmasks INTx, which was armed with `trigger`, whenever `resample` is signalled. Called after each arming of INTx, also with
+    /// the same eventfds.
     ///
     /// # Errors
     /// The kernel's answer.
-    fn unmask_intx_on(&self, resample: BorrowedFd<'_>) -> io::Result<()>;
+    fn unmask_intx_on(&self, trigger: BorrowedFd<'_>, resample: BorrowedFd<'_>) -> io::Result<()>;
 
     /// Masks or unmasks INTx now.
     ///

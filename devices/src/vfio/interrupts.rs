@@ -284,10 +284,11 @@ impl Interrupts {
                 source,
             })
             .and_then(|()| {
-                host.unmask_intx_on(line.resample()).map_err(|source| {
-                    self.take_back(index);
-                    InterruptError::Unmask { source }
-                })
+                host.unmask_intx_on(line.trigger(), line.resample())
+                    .map_err(|source| {
+                        self.take_back(index);
+                        InterruptError::Unmask { source }
+                    })
             });
         if armed.is_err() {
             // What failed is told; a line that stays connected to nothing does no harm.

@@ -269,7 +269,7 @@ impl HostFunction for KernelFunction {
 
     fn disarm(&self, index: IrqIndex) -> io::Result<()> {
         if let (IrqIndex::Intx, Some(relay)) = (index, &self.intx_relay) {
-            relay.watch(None)?;
+            relay.disconnect()?;
         }
         self.set_irqs(
             VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER,
@@ -280,14 +280,15 @@ impl HostFunction for KernelFunction {
         )
     }
 
-    fn unmask_intx_on(&self, resample: BorrowedFd<'_>) -> io::Result<()> {
+    fn unmask_intx_on(&self, trigger: BorrowedFd<'_>, resample: BorrowedFd<'_>) -> io::Result<()> {
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
         match (
             self.set_irqs(flags, IrqIndex::Intx, 0, 1, &[Some(resample)]),
             &self.intx_relay,
         ) {
             (Err(error), Some(relay)) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                relay.watch(Some(resample))
+                relay.connect(trigger, resample)?;
+                self.arm(IrqIndex::Intx, 0, &[Some(relay.device())])
             }
             (answer, _) => answer,
         }

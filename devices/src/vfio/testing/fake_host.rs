@@ -238,7 +238,11 @@ impl HostFunction for FakeHost {
         Ok(())
     }
 
-    fn unmask_intx_on(&self, _resample: BorrowedFd<'_>) -> io::Result<()> {
+    fn unmask_intx_on(
+        &self,
+        _trigger: BorrowedFd<'_>,
+        _resample: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         if self.state().faults.unmask {
             return Err(errno(EINVAL));
         }
