@@ -5,6 +5,7 @@
 
 mod contender;
 mod process_memory;
+mod sleep;
 mod start;
 
 use std::path::PathBuf;
@@ -24,6 +25,9 @@ pub struct Options {
     #[arg(long)]
     binary: Option<PathBuf>,
 }
+
+/// Why a figure has no value for QEMU.
+const NO_CONTENDER: &str = "microvm has nothing to compare with: it cannot be saved";
 
 /// One line of the table.
 struct Figure {
@@ -48,9 +52,12 @@ pub fn run(options: &Options, workspace: &Workspace) -> Result<ExitCode, Error> 
         None => workspace.build_dormouse()?,
     };
     let guest = dormouse_tests::guest::build()?.pvh;
+    let scratch = workspace.lab();
+    std::fs::create_dir_all(&scratch).map_err(Error::file("create", &scratch))?;
+    let mut slept = sleep::figures(&binary, &guest, &scratch, options.runs.min(7));
     let dormouse = Contender::Dormouse { binary };
     let qemu = Contender::QemuMicrovm;
-    let figures = [
+    let mut figures = vec![
         Figure {
             what: "process start to first guest output, 512 MiB VM",
             target: "<= 4 ms",
@@ -64,6 +71,7 @@ pub fn run(options: &Options, workspace: &Workspace) -> Result<ExitCode, Error> 
             qemu: start::memory(&qemu, &guest, options.runs),
         },
     ];
+    figures.append(&mut slept);
     print_table(&figures, options.runs);
     Ok(ExitCode::SUCCESS)
 }
@@ -120,6 +128,11 @@ fn median(
             Err(reason) => return Value::NotAvailable(reason),
         }
     }
+    median_of(samples, unit)
+}
+
+/// The median of samples, of which there is at least one.
+fn median_of(mut samples: Vec<f64>, unit: &'static str) -> Value {
     samples.sort_by(f64::total_cmp);
     Value::Median(samples[samples.len() / 2], unit)
 }
