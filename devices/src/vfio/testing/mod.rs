@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use dormouse_pci::{BarIndex, BarKind, ConfigEffect, MsiMessage, PciFunction};
 use dormouse_vfio_migration::MigrationIo;
-use dormouse_vfio_migration::testing::{ScriptedDevice, Trace};
+use dormouse_vfio_migration::testing::Trace;
 
 pub use fake_host::{FakeHost, HostFaults};
 pub use fake_interrupts::FakeSink;
@@ -67,7 +67,7 @@ pub struct RigParts {
     pub host: Arc<FakeHost>,
     pub trace: Trace,
     pub spaces: BarSpaces,
-    pub migration: Option<Arc<ScriptedDevice>>,
+    pub migration: Option<Arc<dyn MigrationIo>>,
     pub state: Option<VfioFunctionState>,
     pub trapped_bars: Vec<BarIndex>,
 }
@@ -108,7 +108,7 @@ impl RigParts {
         };
         let deps = VfioDeps {
             host: Arc::clone(&host) as _,
-            migration: migration.map(|device| device as Arc<dyn MigrationIo>),
+            migration,
             interrupts: &supply,
             spaces: spaces.clone(),
         };

@@ -4,4 +4,5 @@ mod bars;
 mod construction;
 mod interrupts;
 mod properties;
+mod quiet;
 mod sleep;

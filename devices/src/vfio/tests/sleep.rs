@@ -32,7 +32,7 @@ impl Sleeper {
         parts.host = FakeHost::new(model, trace);
         let flags = MigFlags::STOP_COPY | MigFlags::P2P;
         let device = ScriptedDevice::new(name, flags, trace);
-        parts.migration = Some(Arc::clone(&device));
+        parts.migration = Some(Arc::clone(&device) as _);
         parts.state = state;
         Self {
             rig: parts.build().unwrap(),
