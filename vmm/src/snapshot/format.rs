@@ -319,7 +319,9 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
     let body = frame
         .rest()
         .strip_suffix(AFTER_BODY)
-        .ok_or(ManifestError::Frame { at: bytes.len() })?;
+        .ok_or_else(|| ManifestError::Frame {
+            at: first_wrong_at_end(bytes),
+        })?;
     let found = Checksum::of(body);
     if found != recorded {
         return Err(ManifestError::Checksum {
@@ -330,6 +332,13 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         });
     }
     serde_json::from_slice(body).map_err(ManifestError::Parse)
+}
+
+/// Where `bytes` first differ from the frame's end, if they are as long as they should be.
+fn first_wrong_at_end(bytes: &[u8]) -> usize {
+    let start = bytes.len().saturating_sub(AFTER_BODY.len());
+    let equal = bytes[start..].iter().zip(AFTER_BODY);
+    start + equal.take_while(|(a, b)| a == b).count()
 }
 
 /// Walks over the fixed parts.
