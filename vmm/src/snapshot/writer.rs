@@ -119,10 +119,19 @@ impl SnapshotWriter {
             length: 0,
         };
         self.state_broken = true;
-        serde_json::to_writer(&mut out, state).map_err(|source| WriteError::Encode {
-            kind: S::KIND,
-            instance: instance.to_owned(),
-            source,
+        serde_json::to_writer(&mut out, state).map_err(|source| {
+            // A full disk is no fault of the state.
+            if source.is_io() {
+                return WriteError::Write {
+                    path: path.clone(),
+                    source: source.into(),
+                };
+            }
+            WriteError::Encode {
+                kind: S::KIND,
+                instance: instance.to_owned(),
+                source,
+            }
         })?;
         // A line for each, so that ordinary tools can read the file.
         out.write_all(b"\n")
