@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::requests::{WrongState, failed, refused};
 use super::slot::{Slot, Vm};
 use super::{Controller, Error as ControllerError};
-use crate::machine::{Machine, PauseError, RestoreError, RestoreOptions};
+use crate::machine::{Machine, PauseError, RestoreError, RestoreOptions, VerifiedSnapshot};
 use crate::memory::RestoreMode;
 use crate::progress::ActionProgress;
 use crate::snapshot::{ReadError, Snapshot};
@@ -122,8 +122,6 @@ impl Controller {
         config: VmConfig,
         request: &RestoreRequest,
     ) -> Result<(), Error> {
-        self.open_console(&config.serial)
-            .map_err(|error| Error::Console(Box::new(error)))?;
         let progress = ActionProgress::begin(self.calls.shared(), Operation::Restore);
         let mode = match request.memory_restore_mode {
             MemoryRestoreMode::Copy => RestoreMode::Eager,
@@ -133,10 +131,14 @@ impl Controller {
             mode,
             verify: request.verify,
         };
+        let failed = |error| Error::Restore(Box::new(error));
+        let verified = VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress)
+            .map_err(failed)?;
+        self.open_console(&config.serial)
+            .map_err(|error| Error::Console(Box::new(error)))?;
         let console = self.console.as_ref().map(|open| &open.console);
         let (paused, timeline) =
-            Machine::restore(snapshot, &config, options, &self.host, console, &progress)
-                .map_err(|error| Error::Restore(Box::new(error)))?;
+            Machine::restore(verified, &config, &self.host, console, &progress).map_err(failed)?;
         drop(progress);
         log_timeline(&timeline);
         let slot = if request.resume {

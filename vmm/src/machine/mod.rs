@@ -23,7 +23,7 @@ pub use frame::BusState;
 pub use function_source::{FunctionSource, MakeFunctionSource, OpenFunction, kernel_functions};
 pub use passthrough::Attached;
 pub use paused::{Error as PauseError, PausedMachine, Refused};
-pub use restore::{Error as RestoreError, Options as RestoreOptions};
+pub use restore::{Error as RestoreError, Options as RestoreOptions, Verified as VerifiedSnapshot};
 pub use save::Error as SaveError;
 pub use topology::Processors;
 

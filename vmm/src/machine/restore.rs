@@ -124,19 +124,27 @@ pub struct Options {
     pub verify: bool,
 }
 
-impl Machine {
-    /// Restores the machine of `snapshot`. `config` is the snapshot's, with the paths of devices on this host.
+/// A snapshot that is intact and fits this host. Nothing was built, opened or changed for it yet.
+pub struct Verified {
+    snapshot: Snapshot,
+    sections: Sections,
+    processors: Processors,
+    mode: RestoreMode,
+    stopwatch: Stopwatch,
+}
+
+impl Verified {
+    /// Checks `snapshot`. `config` is the snapshot's, with the paths of devices on this host.
     ///
     /// # Errors
-    /// When the snapshot is damaged, does not fit this host or its devices, or something cannot be built; everything built is gone.
-    pub fn restore(
+    /// When the snapshot is damaged or does not fit this host or its devices.
+    pub fn check(
         snapshot: Snapshot,
         config: &VmConfig,
         options: Options,
         host: &Host,
-        console: Option<&Console>,
         progress: &ActionProgress,
-    ) -> Result<(PausedMachine, Timeline), Error> {
+    ) -> Result<Self, Error> {
         let stopwatch = Stopwatch::default();
         progress.begin_phase("verify", 0);
         let sections = stopwatch.phase(
@@ -157,10 +165,38 @@ impl Machine {
         let processors = Processors::new(&config.cpus, &host.kvm)
             .map_err(|error| Error::Build(BuildError::Processors(error)))?;
         check_features(&sections.vcpus, &processors)?;
+        Ok(Self {
+            snapshot,
+            sections,
+            processors,
+            mode: options.mode,
+            stopwatch,
+        })
+    }
+}
 
+impl Machine {
+    /// Restores the machine of a snapshot that was checked with the same `config`.
+    ///
+    /// # Errors
+    /// When the content of memory is damaged or something cannot be built; everything built is gone.
+    pub fn restore(
+        verified: Verified,
+        config: &VmConfig,
+        host: &Host,
+        console: Option<&Console>,
+        progress: &ActionProgress,
+    ) -> Result<(PausedMachine, Timeline), Error> {
+        let Verified {
+            snapshot,
+            sections,
+            processors,
+            mode,
+            stopwatch,
+        } = verified;
         // Devices reach RAM by DMA without faulting it in.
         let mode = if config.devices.is_empty() {
-            options.mode
+            mode
         } else {
             RestoreMode::Eager
         };

@@ -16,7 +16,7 @@ use dormouse_vmm::events::EventQueue;
 use dormouse_vmm::kvm::{self, Kvm};
 use dormouse_vmm::machine::{
     FunctionSource, Host, Machine, OpenFunction, PausedMachine, RestoreError, RestoreOptions,
-    SaveError,
+    SaveError, VerifiedSnapshot,
 };
 use dormouse_vmm::memory::RestoreMode;
 use dormouse_vmm::progress::ActionProgress;
@@ -206,15 +206,9 @@ impl Rig {
             mode: RestoreMode::OnDemand,
             verify: false,
         };
-        Machine::restore(
-            snapshot,
-            &parse(config),
-            options,
-            &self.host,
-            None,
-            &progress,
-        )
-        .map(|(paused, _)| paused)
+        let config = parse(config);
+        let verified = VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress)?;
+        Machine::restore(verified, &config, &self.host, None, &progress).map(|(paused, _)| paused)
     }
 }
 
