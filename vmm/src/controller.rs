@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::control::{Calls, Remote};
 use crate::events::{EventQueue, MachineEvent};
 use crate::kvm::{self, Kvm, StopReason};
-use crate::machine::{BuildError, Host, Machine, kernel_functions};
+use crate::machine::{BuildError, Host, Machine, PauseError, kernel_functions};
 use crate::seccomp;
 use crate::signals::Signals;
 use crate::vcpu_thread;
@@ -65,6 +65,9 @@ pub enum Error {
     /// A vCPU thread died.
     #[error("cannot run the VM")]
     Vcpu(#[source] vcpu_thread::Error),
+    /// The guest reset when it was paused, and its new machine cannot be paused.
+    #[error("cannot keep the VM paused")]
+    Pause(#[source] PauseError),
     /// The guest or KVM stopped a vCPU.
     #[error("vCPU {vcpu} stopped: {reason}; --log-level debug shows its registers")]
     VcpuStopped {
@@ -195,15 +198,23 @@ impl Controller {
 
     /// Boots the VM that was created.
     fn start(&mut self) -> Result<(), Error> {
-        let Some(vm) = &self.vm else { return Ok(()) };
+        let Some(machine) = self.build()? else {
+            return Ok(());
+        };
+        machine.start().map_err(Error::Vcpu)?;
+        self.set_slot(Slot::Running(machine));
+        Ok(())
+    }
+
+    /// Builds the machine of the VM, if one was created; it does not run yet.
+    fn build(&mut self) -> Result<Option<Machine>, Error> {
+        let Some(vm) = &self.vm else { return Ok(None) };
         let config = Arc::clone(&vm.config);
         config.validate().map_err(Error::Config)?;
         self.open_console(&config.serial)?;
         let console = self.console.as_ref().map(|open| &open.console);
         let machine = Machine::build(&config, &self.host, console).map_err(Error::Build)?;
-        machine.start().map_err(Error::Vcpu)?;
-        self.set_slot(Slot::Running(machine));
-        Ok(())
+        Ok(Some(machine))
     }
 
     /// Opens the console, once for all machines that this VM goes through.
@@ -247,24 +258,27 @@ impl Controller {
             Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(Error::EventLoop(error)),
         }
-        while let Some(event) = self.queue.next() {
-            if let Some(outcome) = self.handle(event)? {
-                return Ok(Some(outcome));
+        // Before each request: what a client sees after a pause is what the vCPUs did until then.
+        loop {
+            while let Some(event) = self.queue.next() {
+                if let Some(outcome) = self.handle(event)? {
+                    return Ok(Some(outcome));
+                }
             }
-        }
-        while let Some(call) = self.calls.next() {
+            let Some(call) = self.calls.next() else {
+                return Ok(None);
+            };
             if let Some(outcome) = self.answer(call) {
                 return Ok(Some(outcome));
             }
         }
-        Ok(None)
     }
 
     fn handle(&mut self, event: MachineEvent) -> Result<Option<Outcome>, Error> {
         let ended = match event {
             MachineEvent::Reset => {
                 tracing::info!("the guest resets");
-                self.restart().err()
+                self.reset().err()
             }
             MachineEvent::PowerOff => {
                 tracing::info!("the guest powered off");
@@ -300,6 +314,21 @@ impl Controller {
     fn restart(&mut self) -> Result<(), Error> {
         self.end_machine(Slot::Down);
         self.start()
+    }
+
+    /// As [`Self::restart`], for a reset that the guest asked for: a VM that was paused right then stays so.
+    fn reset(&mut self) -> Result<(), Error> {
+        let slot = self.vm.as_ref().map(|vm| &vm.slot);
+        if !matches!(slot, Some(Slot::Paused(_))) {
+            return self.restart();
+        }
+        self.end_machine(Slot::Down);
+        let Some(machine) = self.build()? else {
+            return Ok(());
+        };
+        let paused = machine.pause().map_err(|refusal| Error::Pause(refusal.1))?;
+        self.set_slot(Slot::Paused(paused));
+        Ok(())
     }
 
     /// Drops the machine, if there is one.
