@@ -104,8 +104,8 @@ impl VmConfig {
         &self.json
     }
 
-    pub(crate) fn serial_json(&self, dir: &Path) -> Value {
-        match self.serial {
+    pub(crate) fn serial_json(serial: Serial, dir: &Path) -> Value {
+        match serial {
             Serial::Tty => json!({ "mode": "Tty" }),
             Serial::File => json!({ "mode": "File", "file": dir.join("serial.log") }),
             Serial::Pty => json!({ "mode": "Pty" }),

@@ -113,6 +113,14 @@ pub fn refused_file(path: &Path) -> Exit {
 /// # Panics
 /// As [`refused`].
 pub fn refused_command(command: &mut Command) -> Exit {
+    ended(command, REFUSED_WITHIN)
+}
+
+/// Runs a command that ends by itself, well or not, and returns its end.
+///
+/// # Panics
+/// When it is still there after `timeout`.
+pub fn ended(command: &mut Command, timeout: Duration) -> Exit {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -120,7 +128,7 @@ pub fn refused_command(command: &mut Command) -> Exit {
         .spawn()
         .expect("the binary can be started");
     let stderr = Capture::stream(child.stderr.take().expect("stderr is a pipe"));
-    let exit = Exit::of(&mut child, &stderr, REFUSED_WITHIN);
+    let exit = Exit::of(&mut child, &stderr, timeout);
     if exit.is_none() {
         // So that a test that fails leaves no process behind.
         let _ = child.kill();

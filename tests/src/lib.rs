@@ -6,19 +6,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod binary;
 pub mod capture;
 pub mod config;
 pub mod exit;
 pub mod guest;
+pub mod huge_pages;
 pub mod not_run;
+pub mod snapshot;
 pub mod terminal;
 pub mod vm;
 
+pub use api::Api;
 pub use capture::Capture;
 pub use config::{Serial, VmConfig};
 pub use exit::Exit;
 pub use guest::GuestImages;
+pub use huge_pages::HugePages;
 pub use not_run::kvm_guest;
+pub use snapshot::Snapshot;
 pub use terminal::Terminal;
 pub use vm::TestVm;

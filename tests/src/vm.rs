@@ -1,5 +1,5 @@
-//! A VM under test: a `dormouse run` process with a directory of its own, whose output and end are waited for with
-//! deadlines, and which dies with its owner.
+//! A VMM under test: a `dormouse run`, `serve` or `restore` process with a directory of its own, whose output and end are
+//! waited for with deadlines, and which dies with its owner.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::api::Api;
 use crate::binary::dormouse;
 use crate::capture::Capture;
 use crate::config::{Serial, VmConfig};
@@ -20,7 +21,7 @@ use crate::exit::Exit;
 /// For everything that a working VM does at once. Long, since test hosts are small and busy.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// A running `dormouse run`.
+/// A running VMM.
 #[derive(Debug)]
 pub struct TestVm {
     child: Child,
@@ -46,7 +47,7 @@ impl TestVm {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let mut json = config.json.clone();
         if json.get("serial").is_none() {
-            json["serial"] = config.serial_json(dir.path());
+            json["serial"] = VmConfig::serial_json(config.serial, dir.path());
         }
         let config_path = dir.path().join("vm.json");
         fs::write(&config_path, json.to_string()).expect("the config can be written");
@@ -55,8 +56,48 @@ impl TestVm {
         if config.api_socket {
             command.arg("--api-socket").arg(dir.path().join("api.sock"));
         }
+        command.args(&config.arguments);
+        Self::spawn(command, dir, config.serial, adjust)
+    }
+
+    /// Starts `dormouse serve`, a VMM without a VM. A VM that is created in it prints where `serial` says.
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn serve(serial: Serial) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let mut command = Command::new(dormouse());
         command
-            .args(&config.arguments)
+            .arg("serve")
+            .arg("--api-socket")
+            .arg(dir.path().join("api.sock"));
+        Self::spawn(command, dir, serial, |_| ())
+    }
+
+    /// Starts `dormouse restore` with an API socket on a snapshot of a VM whose serial port is [`Serial::Tty`].
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn restore(snapshot: &Path, arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let mut command = Command::new(dormouse());
+        command
+            .arg("restore")
+            .arg("--snapshot")
+            .arg(snapshot)
+            .arg("--api-socket")
+            .arg(dir.path().join("api.sock"))
+            .args(arguments);
+        Self::spawn(command, dir, Serial::Tty, |_| ())
+    }
+
+    fn spawn(
+        mut command: Command,
+        dir: TempDir,
+        serial: Serial,
+        adjust: impl FnOnce(&mut Command),
+    ) -> Self {
+        command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -69,10 +110,22 @@ impl TestVm {
             stdout: stdout.unwrap_or_else(|| Capture::stream(io::empty())),
             stderr: Capture::stream(stderr),
             serial_file: Capture::file(dir.path().join("serial.log")),
-            serial: config.serial,
+            serial,
             child,
             dir,
         }
+    }
+
+    /// The JSON with which `config` is created over HTTP in this VMM, the serial port going where the VMM's owner looks.
+    pub fn create_body(&self, config: &VmConfig) -> String {
+        let mut json = config.json.clone();
+        json["serial"] = VmConfig::serial_json(self.serial, self.dir());
+        json.to_string()
+    }
+
+    /// The HTTP API.
+    pub fn api(&self) -> Api {
+        Api::new(&self.api_socket())
     }
 
     /// Directory with the VM's config, serial file and sockets; gone with the value.

@@ -1,14 +1,12 @@
 //! RAM of every size and backing is there, all of it, and holds what the guest writes.
 
 use std::fs;
-use std::path::Path;
 
 use dormouse_tests::not_run::not_run;
-use dormouse_tests::{TestVm, VmConfig, kvm_guest};
+use dormouse_tests::{HugePages, TestVm, VmConfig, kvm_guest};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
-const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// Runs the memory test and returns the guest's result line.
 fn memory_test(config: &VmConfig, size: u64) -> String {
@@ -105,41 +103,6 @@ fn initramfs_and_memory_test_leave_each_other_alone() {
     vm.expect("memory=ok");
     assert_eq!(vm.expect("initrd "), "initrd size=3145728 sum=6144");
     vm.wait_powered_off();
-}
-
-/// Huge pages added to the host's pool for one test.
-struct HugePages {
-    before: String,
-}
-
-impl HugePages {
-    /// Makes sure that `wanted` 2 MiB pages are free.
-    fn reserve(wanted: u64) -> Result<Self, String> {
-        let pool = Path::new(HUGE_PAGES);
-        let read = |name: &str| {
-            fs::read_to_string(pool.join(name))
-                .map_err(|error| format!("the host has no 2 MiB huge pages: {error}"))
-        };
-        let count = |name: &str| Ok::<u64, String>(read(name)?.trim().parse().unwrap_or(0));
-        let before = read("nr_hugepages")?;
-        let missing = wanted.saturating_sub(count("free_hugepages")?);
-        if missing > 0 {
-            let total = count("nr_hugepages")? + missing;
-            fs::write(pool.join("nr_hugepages"), total.to_string())
-                .map_err(|error| format!("2 MiB huge pages cannot be reserved: {error}"))?;
-        }
-        let pages = Self { before };
-        match count("free_hugepages")? {
-            free if free < wanted => Err(format!("{free} of {wanted} 2 MiB huge pages are free")),
-            _ => Ok(pages),
-        }
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let _ = fs::write(Path::new(HUGE_PAGES).join("nr_hugepages"), &self.before);
-    }
 }
 
 #[test]
