@@ -5,7 +5,9 @@
 //! devices come back to their places on the bus, and their streams are loaded, each with one step into RESUMING and the fix-ups there.
 //! A failure drops what was built and leaves the devices usable by the next attempt.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod sections;
+
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dormouse_api::config::{ConsoleMode, VmConfig};
@@ -16,16 +18,18 @@ use dormouse_devices::vfio::{self, VfioFunction, VfioFunctionState};
 use dormouse_vfio_migration::StreamControl;
 use thiserror::Error;
 
+use sections::Sections;
+
 use super::Machine;
 use super::build::{Error as BuildError, Host};
-use super::frame::{BusState, Frame};
+use super::frame::Frame;
 use super::passthrough::{self, Passthrough};
 use super::paused::PausedMachine;
 use super::platform::Platform;
-use super::state::{FunctionPlaceState, HostBridgeState, ONLY, PlatformState};
+use super::state::FunctionPlaceState;
 use super::timeline::Stopwatch;
 use super::topology::Processors;
-use crate::kvm::{VcpuState, VmState};
+use crate::kvm::VcpuState;
 use crate::memory::{LoadError, Ram, RestoreMode};
 use crate::progress::ActionProgress;
 use crate::snapshot::{ReadError, Snapshot};
@@ -104,15 +108,6 @@ pub enum Error {
         #[source]
         source: vfio::Error,
     },
-}
-
-/// A snapshot's sections that were taken out and fit each other.
-struct Sections {
-    vcpus: Vec<VcpuState>,
-    vm: VmState,
-    platform: PlatformState,
-    bus: BusState,
-    functions: BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
 }
 
 /// How a snapshot is restored.
@@ -254,71 +249,6 @@ impl Machine {
             timeline,
         ))
     }
-}
-
-impl Sections {
-    fn take(snapshot: &Snapshot, config: &VmConfig) -> Result<Self, Error> {
-        let found = snapshot
-            .instances(<VcpuState as dormouse_devices::SavedState>::KIND)
-            .count();
-        if u32::try_from(found) != Ok(config.cpus.boot_vcpus) {
-            return Err(Error::VcpuCount {
-                found,
-                wanted: config.cpus.boot_vcpus,
-            });
-        }
-        let vcpus = (0..found).map(|index| snapshot.state(&index.to_string()));
-        let serial = (config.serial.mode != ConsoleMode::Off).then(|| snapshot.state(ONLY));
-        let bridge: HostBridgeState = snapshot.state(ONLY).map_err(Error::Snapshot)?;
-        Ok(Self {
-            vcpus: vcpus.collect::<Result<_, _>>().map_err(Error::Snapshot)?,
-            vm: snapshot.state(ONLY).map_err(Error::Snapshot)?,
-            platform: PlatformState {
-                serial: serial.transpose().map_err(Error::Snapshot)?,
-                rtc: snapshot.state(ONLY).map_err(Error::Snapshot)?,
-                acpi_pm: snapshot.state(ONLY).map_err(Error::Snapshot)?,
-            },
-            bus: BusState {
-                root: snapshot.state(ONLY).map_err(Error::Snapshot)?,
-                bridge: bridge.config,
-            },
-            functions: take_functions(snapshot, config)?,
-        })
-    }
-}
-
-/// The functions' states, if they are those of the config's devices, each with a stream or none as it should be.
-fn take_functions(
-    snapshot: &Snapshot,
-    config: &VmConfig,
-) -> Result<BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>, Error> {
-    let kind = <FunctionPlaceState as dormouse_devices::SavedState>::KIND;
-    let saved: BTreeSet<&str> = snapshot.instances(kind).collect();
-    let wanted: BTreeSet<&str> = config
-        .devices
-        .iter()
-        .filter_map(|device| device.id.as_deref())
-        .collect();
-    if let Some(id) = saved.symmetric_difference(&wanted).next() {
-        return Err(Error::DeviceSet {
-            id: (*id).to_owned(),
-        });
-    }
-    let streams: BTreeSet<&str> = snapshot.stream_ids().collect();
-    let mut functions = BTreeMap::new();
-    for id in saved {
-        let place: FunctionPlaceState = snapshot.state(id).map_err(Error::Snapshot)?;
-        let found = streams.contains(id);
-        if found == place.discarded {
-            return Err(Error::StreamSet {
-                id: id.to_owned(),
-                found,
-            });
-        }
-        let state = snapshot.state(id).map_err(Error::Snapshot)?;
-        functions.insert(id.to_owned(), (place, state));
-    }
-    Ok(functions)
 }
 
 fn check_features(vcpus: &[VcpuState], processors: &Processors) -> Result<(), Error> {
