@@ -193,12 +193,18 @@ state_is() { ctl "$1" info 2>/dev/null | grep -q "\"state\": *\"$2\""; } # NAME 
 expect_state() { wait_until "$3" state_is "$1" "$2" || fail "$1: not $2 within $3 s"; } # NAME STATE SECONDS
 # devices_are NAME STATE: the migratable devices, as dormouse has them, and as the kernel does where it tells.
 devices_are() {
+    ctl "$1" info > "$RUN/info.json"
     assert_equal "$1: migration state in vm.info" "$2" \
-        "$(ctl "$1" info | grep -o '"migration_state": *"[A-Z_0-9]*"' | cut -d'"' -f4 | sort -u)"
-    for debug_state in /sys/kernel/debug/vfio/*/migration/state; do
-        [ -e "$debug_state" ] || continue
-        assert_equal "migration state in the kernel" "$2" "$(cat "$debug_state")"
+        "$(grep -o '"migration_state": *"[A-Z_0-9]*"' "$RUN/info.json" | cut -d'"' -f4 | sort -u)"
+    for debug_device in $(grep -o '"path": *"[^"]*"' "$RUN/info.json" | cut -d'"' -f4 | sort -u); do
+        debug_state=/sys/kernel/debug/vfio/${debug_device##*/}/migration/state
+        if [ -e "$debug_state" ]; then
+            assert_equal "migration state of $debug_device in the kernel" "$2" "$(cat "$debug_state")"
+        elif grep -q '@iommufd' /proc/cmdline; then
+            fail "there is no $debug_state"
+        fi
     done
+    step "$1: devices are $2"
 }
 
 # kill_vm: kill -9, which leaves no time for farewells.
