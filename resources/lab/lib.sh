@@ -74,7 +74,8 @@ assert_between() { [ "$2" -le "$3" ] && [ "$3" -le "$4" ] || fail "$1: $3 is not
 # vm_config NAME CPUS MIB KERNEL WORDS [DEVICES]: writes NAME.json; WORDS go to L2's command line.
 vm_config() {
     config_devices=
-    [ -z "${6:-}" ] || config_devices=", \"devices\": [$6]"
+    [ -z "${6:-}" ] || config_devices=",
+  \"devices\": [$6]"
     cat > "$RUN/$1.json" <<END
 {
   "cpus": {"boot_vcpus": $2, "max_vcpus": $2},
