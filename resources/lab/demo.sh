@@ -17,7 +17,7 @@ tell
 tell "Linux $(uname -r) has $(grep -c ^processor /proc/cpuinfo) CPUs and /dev/kvm${LAB_NESTED:+; it runs under emulation, its KVM and VFIO drivers are the real ones}."
 need_kvm
 tell
-device= words=beat
+device='' words=beat
 if [ -d /sys/class/mdev_bus/mtty ] && mtty=$(mtty_create 11111111-1111-1111-1111-111111111111); then
     device=$(vfio_device mtty0 "$mtty") words=echo1
     tell "1. A virtual machine is a JSON file. This one owns a PCI device of the host, a serial card with VFIO migration:"
