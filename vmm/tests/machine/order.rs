@@ -99,8 +99,8 @@ fn a_snapshot_is_streams_state_memory_sync_and_one_rename() {
         .position(|step| step.starts_with("snapshot: Rename"))
         .unwrap();
     assert_eq!(
-        steps[rename - 1],
-        "snapshot: Sync ..",
+        steps[rename - 2..rename],
+        ["snapshot: Sync .", "snapshot: Sync .."],
         "every name is durable before the rename\n{lines}"
     );
     assert_eq!(steps[rename + 1..], ["snapshot: Sync ."], "{lines}");
