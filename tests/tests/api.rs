@@ -264,9 +264,10 @@ fn power_button_reaches_the_guest() {
 #[test]
 fn questions_are_answered_at_once_while_a_snapshot_runs() {
     let Some(guest) = kvm_guest() else { return };
-    let config = VmConfig::new(&guest.pvh, "fill=700 ask").memory(1 << 30);
+    let config = VmConfig::new(&guest.pvh, "fill=256 ask").memory(1 << 30);
     let vm = TestVm::start(&config.serial(Serial::Tty).with_api());
-    vm.expect("ask>");
+    let filled = vm.console().line(4 * SOON, "ask>");
+    assert!(filled.is_ok(), "{filled:?} {}", vm.stderr().text());
     let api = vm.api();
     api.put("vm.pause").expect(204);
     let snapshot = Snapshot::nowhere();

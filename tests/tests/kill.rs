@@ -9,14 +9,14 @@ use dormouse_tests::{Serial, Snapshot, TestVm, VmConfig, kvm_guest};
 
 const MOMENTS: u32 = 20;
 /// MiB in use.
-const FILLED: u32 = 96;
+const FILLED: u32 = 64;
 
 /// A paused VM.
 fn paused() -> Option<TestVm> {
     let guest = kvm_guest()?;
     let words = format!("fill={FILLED} ask");
     let config = VmConfig::new(&guest.pvh, &words).cpus(2);
-    let vm = TestVm::start(&config.memory(160 << 20).serial(Serial::Tty).with_api());
+    let vm = TestVm::start(&config.memory(128 << 20).serial(Serial::Tty).with_api());
     vm.expect("ask>");
     vm.api().put("vm.pause").expect(204);
     Some(vm)

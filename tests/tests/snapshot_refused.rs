@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dormouse_tests::api::Answer;
 use dormouse_tests::not_run::not_run;
+use dormouse_tests::vm::SOON;
 use dormouse_tests::{Api, Serial, Snapshot, TestVm, VmConfig, kvm_guest};
 use rustix::process::Signal;
 
@@ -21,7 +22,9 @@ fn paused(mib: u64) -> Option<TestVm> {
         .memory((mib + 64) << 20)
         .serial(Serial::Tty);
     let vm = TestVm::start(&config.with_api());
-    vm.expect("ask>");
+    // Each page is a fault of the host, which takes its time on a busy one.
+    let filled = vm.console().line(4 * SOON, "ask>");
+    assert!(filled.is_ok(), "{filled:?} {}", vm.stderr().text());
     vm.api().put("vm.pause").expect(204);
     Some(vm)
 }
@@ -153,7 +156,7 @@ fn writing(api: &Api, path: &Path) -> Option<JoinHandle<Result<Answer, String>>>
 
 #[test]
 fn cancelled_over_http() {
-    let Some(mut vm) = paused(512) else { return };
+    let Some(mut vm) = paused(192) else { return };
     let api = vm.api();
     // Without an action to cancel nothing happens, now or to the next action.
     api.put("vm.cancel").expect(204);
@@ -170,7 +173,7 @@ fn cancelled_over_http() {
         }
         answer.expect_error(500, &["cancelled"]);
         assert!(!target.path().exists(), "{:?}", names(&target.path()));
-        check_lives_on(&mut vm, 512);
+        check_lives_on(&mut vm, 192);
         return;
     }
     not_run("this disk is too fast to cancel a snapshot");
@@ -181,7 +184,7 @@ fn signal_during_a_snapshot_ends_the_vmm_and_leaves_nothing() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut hit = false;
         for _ in 0..ATTEMPTS {
-            let Some(mut vm) = paused(512) else { return };
+            let Some(mut vm) = paused(192) else { return };
             let target = Snapshot::nowhere();
             let Some(worker) = writing(&vm.api(), &target.path()) else {
                 continue;
@@ -230,7 +233,7 @@ fn reading(vm: &TestVm, snapshot: &Snapshot) -> Option<JoinHandle<Result<Answer,
 
 #[test]
 fn cancelled_restore_leaves_a_server_that_can_restore() {
-    let Some(vm) = paused(512) else { return };
+    let Some(vm) = paused(192) else { return };
     let snapshot = Snapshot::take_paused(&vm);
     drop(vm);
     let mut server = TestVm::serve(Serial::Tty);
@@ -254,7 +257,7 @@ fn cancelled_restore_leaves_a_server_that_can_restore() {
             snapshot.path().display()
         );
         api.call("PUT", "vm.restore", &body).expect(204);
-        server.type_in(b"verify=512\n");
+        server.type_in(b"verify=192\n");
         server.expect("verify=ok");
         return;
     }
@@ -263,7 +266,7 @@ fn cancelled_restore_leaves_a_server_that_can_restore() {
 
 #[test]
 fn signal_during_a_restore_ends_the_vmm() {
-    let Some(vm) = paused(512) else { return };
+    let Some(vm) = paused(192) else { return };
     let snapshot = Snapshot::take_paused(&vm);
     drop(vm);
     let before = snapshot.fingerprint();
