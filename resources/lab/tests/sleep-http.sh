@@ -49,6 +49,9 @@ expect_exit second 0 10
 VM_PID=$first
 ctl_ok vm restore "$RUN/snapshot" --resume
 goes_on vm echo1
+ctl_ok vm reboot
+expect vm 'L2 READY' 60 2
+works vm mtty 1
 ctl_ok vm shutdown-vmm
 expect_exit vm 0 10
 pass

@@ -33,5 +33,11 @@ works woken nvme-find 1
 works woken nvme 1
 step "$(grep 'state was not saved' "$RUN/woken.out" | head -n 1)"
 assert "the restore does not say that the state is lost" grep -q 'nvme0.*state was not saved' "$RUN/woken.out"
+# A restored machine can be reset like any other.
+tell_vm woken reboot
+expect woken 'L2 READY' 60
+tell_vm woken load nvme
+expect woken 'L2 loaded nvme' 20
+works woken nvme 2
 ends_well woken
 pass
