@@ -85,7 +85,16 @@ impl PrivateApt {
         Ok(version.unwrap_or_default().trim().to_string())
     }
 
-    /// Downloads packages, without what they depend on, into `directory`.
+    /// Every version of a package that is offered.
+    pub fn versions(&self, package: &str) -> Result<Vec<String>, Error> {
+        let text = process::run(self.command("apt-cache").args(["show", package]))?;
+        let versions = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("Version: "));
+        Ok(versions.map(|version| version.trim().to_string()).collect())
+    }
+
+    /// Downloads packages, `name` or `name=version`, without what they depend on, into `directory`.
     pub fn download(&self, packages: &[String], directory: &Path) -> Result<(), Error> {
         retry(ATTEMPTS, || {
             let mut command = self.command("apt-get");

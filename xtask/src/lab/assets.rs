@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::lab::apt::{self, PrivateApt};
+use crate::lab::emulator::{self, Emulator};
 use crate::lab::kernel_package::KernelPackages;
 use crate::lab::modules::ModuleTree;
 use crate::lab::{bzimage, host_tools, initramfs, mtty};
@@ -13,7 +14,7 @@ use crate::stamp::{self, Key};
 use crate::workspace::Workspace;
 
 /// Raised when the way packages are chosen or unpacked changes, so that old assets are made anew.
-const RECIPE: &str = "packages 1";
+const RECIPE: &str = "packages 2";
 
 /// The prepared files.
 pub struct Assets {
@@ -31,6 +32,8 @@ pub struct Assets {
     pub modules: ModuleTree,
     /// The package with the kernel's source.
     pub source_package: PathBuf,
+    /// What L1 runs on.
+    pub emulator: Emulator,
 }
 
 impl Assets {
@@ -95,6 +98,7 @@ impl Assets {
             l2_initramfs: directory.join("l2.cpio"),
             modules,
             source_package,
+            emulator: Emulator::find(&root),
             directory,
         };
         assets.pack_l2(workspace)?;
@@ -153,6 +157,7 @@ fn fetch(directory: &Path, packages: &Path, root: &Path) -> Result<(), Error> {
         fs::remove_file(&package).map_err(Error::file("remove", &package))?;
     }
     relocate_headers(root, &kernel.release)?;
+    emulator::fetch(&apt, packages, root)?;
     let note = directory.join("kernel");
     fs::write(&note, format!("{} {}\n", kernel.release, kernel.source))
         .map_err(Error::file("write", &note))

@@ -12,6 +12,7 @@ mod assets;
 mod binary;
 mod bzimage;
 mod cpio;
+mod emulator;
 mod host_tools;
 mod initramfs;
 mod iommufd_kernel;
@@ -136,6 +137,7 @@ fn shell(workspace: &Workspace, binary: Option<PathBuf>, iommufd: bool) -> Resul
     let initramfs = scratch.join("l1.cpio");
     bench.pack(&scenario, &modules, &initramfs)?;
     let machine = Machine {
+        emulator: &assets.emulator,
         kernel: &kernel,
         initramfs: &initramfs,
         words: "lab_shell",

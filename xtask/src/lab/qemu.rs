@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::Error;
+use crate::lab::emulator::Emulator;
 use crate::lab::scenario::Device;
 
-const QEMU: &str = "qemu-system-x86_64";
 const DISK_BYTES: u64 = 64 << 20;
 
 /// Where L1's console goes.
@@ -26,6 +26,7 @@ pub enum Console<'a> {
 
 /// One L1 machine.
 pub struct Machine<'a> {
+    pub emulator: &'a Emulator,
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
     /// Words added to L1's command line.
@@ -41,7 +42,7 @@ pub struct Machine<'a> {
 impl Machine<'_> {
     /// The command that runs it.
     pub fn command(&self) -> Result<Command, Error> {
-        let mut qemu = Command::new(QEMU);
+        let mut qemu = self.emulator.command();
         qemu.args([
             "-accel",
             "tcg,thread=multi",
@@ -103,7 +104,8 @@ impl Machine<'_> {
                     "-netdev",
                     "user,id=net0,restrict=on",
                     "-device",
-                    "e1000e,netdev=net0",
+                    // No boot from the network, so no firmware of the card.
+                    "e1000e,netdev=net0,romfile=",
                 ]);
                 Ok(())
             }

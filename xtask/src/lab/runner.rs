@@ -122,6 +122,7 @@ impl Bench<'_> {
             self.patience.ceil()
         );
         let machine = Machine {
+            emulator: &self.assets.emulator,
             kernel,
             initramfs,
             words: &words,
