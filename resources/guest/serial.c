@@ -159,9 +159,20 @@ void cmd_string_io(void)
     asm volatile("rep outsb" : "+S"(from), "+c"(n) : "d"(COM1) : "memory");
     n = sizeof data;
     asm volatile("rep insb" : "+D"(to), "+c"(n) : "d"(LSR) : "memory");
+    u64 wrong = 0;
+    for (u32 i = 0; i < sizeof data; i++)
+        wrong += data[i] == 0xff;
+    /* The host bridge's vendor and device id, again and again. */
+    out32(0xcf8, 0x80000000);
     n = sizeof data / 4, to = data + 0;
     asm volatile("rep insl" : "+D"(to), "+c"(n) : "d"(0xcfc) : "memory");
-    print("stringio=ok\n");
+    u32 expected = in32(0xcfc);
+    for (u32 i = 0; i < sizeof data; i += 4)
+        wrong += memcmp(&data[i], &expected, 4) != 0;
+    if (wrong)
+        print("stringio: %d reads went elsewhere\n", wrong);
+    else
+        print("stringio=ok\n");
 }
 
 /* Leaves input in the chip's FIFO until the power button is pressed, and only then reads it. */

@@ -245,18 +245,16 @@ fn run_guest(vcpu: &mut Vcpu, context: &VcpuContext, attention: &AtomicBool) {
         let effect = match vcpu.run() {
             Exit::Interrupted if parking => return,
             Exit::Interrupted | Exit::Again => Effect::None,
-            Exit::PortRead(port, data) => {
+            Exit::PortRead(port, bytes, data) => {
                 context.counters.pio.fetch_add(1, Ordering::Relaxed);
-                context.buses.pio.read(Pio(port), data);
+                for piece in data.chunks_mut(bytes) {
+                    context.buses.pio.read(Pio(port), piece);
+                }
                 Effect::None
             }
-            Exit::PortWrite(port, data) => {
+            Exit::PortWrite(port, bytes, data) => {
                 context.counters.pio.fetch_add(1, Ordering::Relaxed);
-                context
-                    .buses
-                    .pio
-                    .write(Pio(port), data)
-                    .unwrap_or(Effect::None)
+                write_port(context, port, bytes, data)
             }
             Exit::MmioRead(address, data) => {
                 context.counters.mmio.fetch_add(1, Ordering::Relaxed);
@@ -289,6 +287,19 @@ fn run_guest(vcpu: &mut Vcpu, context: &VcpuContext, attention: &AtomicBool) {
             layout => context.layout.apply(layout),
         }
     }
+}
+
+/// Each piece of `data` is one access. What one of them changes is in force for the next; nothing follows the end of the machine.
+fn write_port(context: &VcpuContext, port: u16, bytes: usize, data: &[u8]) -> Effect {
+    for piece in data.chunks(bytes) {
+        let effect = context.buses.pio.write(Pio(port), piece);
+        match effect.unwrap_or(Effect::None) {
+            Effect::None => {}
+            end @ (Effect::Reset | Effect::Shutdown) => return end,
+            layout => context.layout.apply(layout),
+        }
+    }
+    Effect::None
 }
 
 fn report_stop(vcpu: &Vcpu, reason: StopReason, context: &VcpuContext) {

@@ -4,7 +4,7 @@ use std::io;
 
 use dormouse_arch::x86_64::loader::BootEntry;
 use dormouse_arch::x86_64::{boot_regs, msr};
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{Capabilities, Error, Kicker};
@@ -21,10 +21,10 @@ pub struct Vcpu {
 /// What `KVM_RUN` came back with.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads a port; the answer goes into the slice.
-    PortRead(u16, &'a mut [u8]),
-    /// The guest writes a port.
-    PortWrite(u16, &'a [u8]),
+    /// The guest reads a port, once for each piece of so many bytes; the answers go into the slice.
+    PortRead(u16, usize, &'a mut [u8]),
+    /// The guest writes a port, once for each piece of so many bytes.
+    PortWrite(u16, usize, &'a [u8]),
     /// The guest reads an address that no memory slot covers.
     MmioRead(u64, &'a mut [u8]),
     /// The guest writes an address that no memory slot covers.
@@ -216,11 +216,11 @@ impl Vcpu {
 
     /// Enters the guest until something needs the VMM.
     pub fn run(&mut self) -> Exit<'_> {
-        // The suberror sits in the kvm_run page, which the exit below borrows.
+        // What kvm-ioctls leaves out of an exit sits in the kvm_run page, which the exit borrows.
         let run = std::ptr::from_mut(self.fd.get_kvm_run());
         match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => Exit::PortRead(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => Exit::PortWrite(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => Exit::PortRead(port, io_bytes(run), data),
+            Ok(VcpuExit::IoOut(port, data)) => Exit::PortWrite(port, io_bytes(run), data),
             Ok(VcpuExit::MmioRead(address, data)) => Exit::MmioRead(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => Exit::MmioWrite(address, data),
             Ok(VcpuExit::Intr) => Exit::Interrupted,
@@ -264,4 +264,13 @@ impl Vcpu {
             _ => tracing::debug!(vcpu = self.index, "the registers cannot be read"),
         }
     }
+}
+
+/// Bytes of one access of the port exit that `run` has just made: string instructions bring several at once.
+fn io_bytes(run: *const kvm_run) -> usize {
+    // SAFETY: the page stays mapped as long as the vCPU that has just exited; the data that the exit borrows lies behind it.
+    let run = unsafe { &*run };
+    // SAFETY: the exit reason is KVM_EXIT_IO, for which the kernel fills this member of the union.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    usize::from(io.size).max(1)
 }
