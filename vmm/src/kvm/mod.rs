@@ -6,6 +6,7 @@
 mod irq_routes;
 mod kick;
 mod state;
+mod tsc;
 mod vcpu;
 mod vfio_device;
 mod vm;
@@ -13,7 +14,9 @@ mod vm;
 use std::io;
 use std::path::Path;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_VCPU_ATTRIBUTES, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::Cap;
 use thiserror::Error;
 
@@ -57,6 +60,30 @@ pub enum Error {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// The guest's counter would run at another speed.
+    #[error(
+        "vCPU {vcpu} counted time at {saved_khz} kHz and would count at {host_khz} kHz here, and this host's KVM cannot scale a counter; restore on a host with the same TSC frequency, or one that has TSC scaling"
+    )]
+    TscFrequency {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// Frequency of the TSC where the snapshot was taken.
+        saved_khz: u32,
+        /// And on this host.
+        host_khz: u32,
+    },
+    /// KVM does not take back a register's value.
+    #[error(
+        "this host's KVM refuses to set MSR {msr:#x} of vCPU {vcpu} to its saved value {value:#x}; restore on a host with a CPU and a kernel like those that the snapshot was taken on"
+    )]
+    RefusedMsr {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// The register.
+        msr: u32,
+        /// Its saved value.
+        value: u64,
     },
     /// An ioctl on one vCPU failed.
     #[error("cannot {what} of vCPU {vcpu}")]
@@ -106,6 +133,8 @@ pub struct Capabilities {
     pub tsc_khz: bool,
     /// The TSC frequency can be chosen per vCPU (`KVM_CAP_TSC_CONTROL`).
     pub tsc_control: bool,
+    /// The TSC of a vCPU can be moved (`KVM_CAP_VCPU_ATTRIBUTES`; each vCPU is asked again).
+    pub tsc_offset: bool,
     /// The local APIC has a TSC deadline timer.
     pub tsc_deadline_timer: bool,
     /// Bytes of nested virtualization state, 0 where there is none.
@@ -176,6 +205,7 @@ impl Kvm {
             irq_routes: count(Cap::IrqRouting),
             tsc_khz: fd.check_extension(Cap::GetTscKhz),
             tsc_control: fd.check_extension(Cap::TscControl),
+            tsc_offset: fd.check_extension_raw(u64::from(KVM_CAP_VCPU_ATTRIBUTES)) > 0,
             tsc_deadline_timer: fd.check_extension(Cap::TscDeadlineTimer),
             nested_state_bytes: count(Cap::NestedState),
             xsave2_bytes: count(Cap::Xsave2),

@@ -164,12 +164,13 @@ impl Vcpu {
         &self.cpuid
     }
 
-    /// Sets model specific registers in the given order. One that this vCPU does not have is skipped, and named in the log.
+    /// Sets model specific registers in the given order. Those that KVM refuses are skipped, named in the log, and returned.
     ///
     /// # Errors
     /// When the kernel refuses the call.
-    pub fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<(), Error> {
+    pub fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<Vec<kvm_msr_entry>, Error> {
         let mut rest = entries;
+        let mut all_refused = Vec::new();
         while !rest.is_empty() {
             let part = rest.len().min(msr::MAX_PER_CALL);
             let msrs = Msrs::from_entries(&rest[..part]).map_err(|_| Error::VcpuIoctl {
@@ -186,10 +187,11 @@ impl Vcpu {
             if let Some(refused) = rest[done..part].first() {
                 let (vcpu, msr) = (self.index, format!("{:#x}", refused.index));
                 tracing::debug!(vcpu, msr, value = refused.data, "KVM refused an MSR");
+                all_refused.push(*refused);
             }
             rest = &rest[(done + usize::from(done < part))..];
         }
-        Ok(())
+        Ok(all_refused)
     }
 
     /// Puts the boot processor at the kernel's entry point; the others wait for the guest's start-up interrupt.

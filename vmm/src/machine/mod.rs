@@ -6,6 +6,7 @@
 mod build;
 mod frame;
 mod function_source;
+mod guest_time;
 mod passthrough;
 mod paused;
 mod platform;

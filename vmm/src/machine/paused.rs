@@ -9,6 +9,7 @@ use dormouse_vfio_migration::group::GroupError;
 use thiserror::Error;
 
 use super::Machine;
+use super::guest_time::GuestTime;
 use crate::kvm;
 use crate::vcpu_thread;
 
@@ -18,8 +19,8 @@ pub enum Error {
     /// A vCPU thread died.
     #[error("cannot reach the vCPUs")]
     Vcpu(#[source] vcpu_thread::Error),
-    /// The guest's clock could not be read or set.
-    #[error("cannot keep the guest's clock")]
+    /// The guest's clocks could not be read or set.
+    #[error("cannot keep the guest's clocks")]
     Clock(#[source] kvm::Error),
     /// A device did not stop.
     #[error("cannot stop the passed-through devices")]
@@ -32,8 +33,8 @@ pub enum Error {
 /// A machine whose vCPUs are parked and whose migratable devices are stopped.
 pub struct PausedMachine {
     pub(super) machine: Machine,
-    /// The guest's clock when the vCPUs stopped; it goes on from here.
-    pub(super) clock_ns: u64,
+    /// The guest's clocks when the vCPUs stopped; they go on from here.
+    pub(super) time: GuestTime,
     /// How the machine was paused, for the timeline of a snapshot.
     pub(super) pause_phases: Vec<Phase>,
 }
@@ -49,10 +50,10 @@ impl Machine {
     pub fn pause(self) -> Result<PausedMachine, Refused<Self>> {
         self.stopwatch.continue_from(&[]);
         match self.stop() {
-            Ok(clock_ns) => Ok(PausedMachine {
+            Ok(time) => Ok(PausedMachine {
                 pause_phases: self.stopwatch.phases(),
                 machine: self,
-                clock_ns,
+                time,
             }),
             Err(error) => {
                 // A thread that has died is reported by the error; the others go on.
@@ -62,39 +63,36 @@ impl Machine {
         }
     }
 
-    fn stop(&self) -> Result<u64, Error> {
+    fn stop(&self) -> Result<GuestTime, Error> {
         let functions = self.passthrough.group();
         let peer_dma = self.passthrough.peer_dma();
         migration::check_pausable(&functions, peer_dma).map_err(Error::StopDevices)?;
-        let clock_ns = self.stopwatch.phase(
+        let time = self.stopwatch.phase(
             "stop vCPUs",
             None,
             |_| 0,
             || {
                 self.park_vcpus().map_err(Error::Vcpu)?;
-                let clock_ns = self.frame.vm.clock_ns().map_err(Error::Clock)?;
-                self.on_all_vcpus(|vcpu| vcpu.announce_pause())
-                    .map_err(Error::Vcpu)?;
-                Ok(clock_ns)
+                self.stop_time()
             },
         )?;
         // Rolls back by itself when a device fails.
         migration::pause(&functions, peer_dma).map_err(Error::StopDevices)?;
-        Ok(clock_ns)
+        Ok(time)
     }
 }
 
 impl PausedMachine {
     /// A machine that was restored; nothing of it has run yet.
-    pub(super) fn restored(machine: Machine, clock_ns: u64) -> Self {
+    pub(super) fn restored(machine: Machine, time: GuestTime) -> Self {
         Self {
             machine,
-            clock_ns,
+            time,
             pause_phases: Vec::new(),
         }
     }
 
-    /// Starts the devices, then the vCPUs. For the guest's clock no time has passed.
+    /// Starts the devices, then the vCPUs. For the guest's clocks no time has passed.
     ///
     /// # Errors
     /// The machine, still paused, and what could not be started.
@@ -109,11 +107,7 @@ impl PausedMachine {
         let machine = &self.machine;
         migration::resume(&machine.passthrough.group(), machine.passthrough.peer_dma())
             .map_err(Error::StartDevices)?;
-        machine
-            .frame
-            .vm
-            .set_clock_ns(self.clock_ns)
-            .map_err(Error::Clock)?;
+        machine.continue_time(&self.time)?;
         machine.start().map_err(Error::Vcpu)
     }
 

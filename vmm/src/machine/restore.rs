@@ -23,13 +23,14 @@ use sections::Sections;
 use super::Machine;
 use super::build::{Error as BuildError, Host};
 use super::frame::Frame;
+use super::guest_time::GuestTime;
 use super::passthrough::{self, Passthrough};
 use super::paused::PausedMachine;
 use super::platform::Platform;
 use super::state::FunctionPlaceState;
 use super::timeline::Stopwatch;
 use super::topology::Processors;
-use crate::kvm::VcpuState;
+use crate::kvm::{self, Vcpu, VcpuState};
 use crate::memory::{LoadError, Ram, RestoreMode};
 use crate::progress::ActionProgress;
 use crate::snapshot::{ReadError, Snapshot};
@@ -245,7 +246,10 @@ impl Machine {
         };
         let timeline = machine.stopwatch.timeline(Operation::Restore);
         Ok((
-            PausedMachine::restored(machine, sections.vm.clock_ns),
+            PausedMachine::restored(
+                machine,
+                GuestTime::saved(sections.vm.clock_ns, &sections.vcpus),
+            ),
             timeline,
         ))
     }
@@ -278,7 +282,11 @@ fn restore_vcpus(
         );
     }
     for (vcpu, state) in std::iter::zip(&mut vcpus, states) {
-        vcpu.restore(state).map_err(BuildError::Kvm)?;
+        vcpu.prepare(state).map_err(BuildError::Kvm)?;
+    }
+    let tsc_is_set = set_counters(&vcpus, states).map_err(BuildError::Kvm)?;
+    for (vcpu, state) in std::iter::zip(&mut vcpus, states) {
+        vcpu.restore(state, tsc_is_set).map_err(BuildError::Kvm)?;
         vcpu.announce_pause();
     }
     vcpus
@@ -288,6 +296,23 @@ fn restore_vcpus(
             VcpuThread::spawn(vcpu, context.clone(), cpus).map_err(BuildError::Vcpu)
         })
         .collect()
+}
+
+/// Moves the counters of new vCPUs, which are in step, to the saved ones, all by as much. Says whether the host could.
+///
+/// Before the other registers: the APIC's timer is armed against the counter.
+fn set_counters(vcpus: &[Vcpu], states: &[VcpuState]) -> Result<bool, kvm::Error> {
+    let (Some(first), Some(saved)) = (vcpus.first(), states.first().and_then(VcpuState::tsc))
+    else {
+        return Ok(false);
+    };
+    let ticks = first.tsc()?.wrapping_sub(saved);
+    for vcpu in vcpus {
+        if !vcpu.move_tsc_back(ticks)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Opens the devices and describes them as they were. All recorded BARs are reserved before the first device comes.

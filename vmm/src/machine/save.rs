@@ -190,12 +190,15 @@ impl PausedMachine {
             .on_all_vcpus(move |vcpu| vcpu.save(&indices))
             .map_err(Error::Vcpu)?;
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let state = vcpu.map_err(Error::Kvm)?;
+            let mut state = vcpu.map_err(Error::Kvm)?;
+            if let Some(&tsc) = self.time.tsc.get(index) {
+                state.set_tsc(tsc);
+            }
             writer
                 .state(&index.to_string(), &state)
                 .map_err(Error::Write)?;
         }
-        let vm = frame.vm.save(self.clock_ns).map_err(Error::Kvm)?;
+        let vm = frame.vm.save(self.time.clock_ns).map_err(Error::Kvm)?;
         writer.state(ONLY, &vm).map_err(Error::Write)?;
 
         let platform = self.machine.platform.save(quiesced);

@@ -39,6 +39,7 @@ pub struct Processors {
     max_phys_bits: u8,
     nested: bool,
     tsc_deadline: bool,
+    invariant_tsc: bool,
 }
 
 impl Processors {
@@ -77,6 +78,8 @@ impl Processors {
             // Nested virtualization is only shown where its state could be saved.
             nested: config.nested && capabilities.nested_state_bytes != 0,
             tsc_deadline: capabilities.tsc_deadline_timer,
+            // A counter that runs on while the guest sleeps is not one to measure time by.
+            invariant_tsc: capabilities.tsc_offset,
         })
     }
 
@@ -124,6 +127,7 @@ impl Processors {
             pmu: false,
             amx: false,
             tsc_deadline: self.tsc_deadline,
+            invariant_tsc: self.invariant_tsc,
             tsc_khz: None,
         };
         cpuid::guest_cpuid(&self.supported, &params)

@@ -13,7 +13,7 @@ use Register::{Eax, Ebx, Ecx, Edx};
 type Bits = (u32, u32, Register, u32);
 
 /// Features no guest gets.
-const CLEARED: [Bits; 15] = [
+const CLEARED: [Bits; 17] = [
     // DTES64, MONITOR, DS-CPL: waits that the host would have to intercept, a debug store in host-physical terms.
     (0x1, 0, Ecx, 1 << 2 | 1 << 3 | 1 << 4),
     // SMX, EIST, TM2: measured launch and power management belong to the host.
@@ -28,6 +28,9 @@ const CLEARED: [Bits; 15] = [
     (0x7, 0, Ebx, 1 << 25),
     // OSPKE follows CR4. TME: the key is the host's. Key locker: its internal key cannot be read. SGX launch control.
     (0x7, 0, Ecx, 1 << 4 | 1 << 13 | 1 << 23 | 1 << 30),
+    // CET: the shadow stack pointer is in no list of MSRs and in no XSAVE area, only behind KVM_GET_ONE_REG.
+    (0x7, 0, Ecx, 1 << 7),
+    (0x7, 0, Edx, 1 << 20),
     // Hybrid: vCPUs move between kinds of cores. PCONFIG: memory encryption keys. Architectural LBR: not in the MSR list.
     (0x7, 0, Edx, 1 << 15 | 1 << 18 | 1 << 19),
     // All of thermal and power management but ARAT (the APIC timer never stops).
@@ -90,6 +93,7 @@ const XSAVE_MIN_SIZE: u32 = 576;
 const HYPERVISOR_BIT: u32 = 1 << 31;
 const X2APIC_BIT: u32 = 1 << 21;
 const TSC_DEADLINE_BIT: u32 = 1 << 24;
+const INVARIANT_TSC_BIT: u32 = 1 << 8;
 
 /// Takes away what the guest must not see and sets what the in-kernel APIC provides.
 pub(super) fn filter(leaves: &mut Leaves, params: &CpuParams) {
@@ -108,6 +112,9 @@ pub(super) fn filter(leaves: &mut Leaves, params: &CpuParams) {
     }
     if !params.amx {
         remove_amx(leaves);
+    }
+    if !params.invariant_tsc {
+        leaves.clear(0x8000_0007, 0, Edx, INVARIANT_TSC_BIT);
     }
     let features = leaves.or_insert(0x1);
     features.ecx |= HYPERVISOR_BIT | X2APIC_BIT;

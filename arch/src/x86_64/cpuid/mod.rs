@@ -48,6 +48,8 @@ pub struct CpuParams {
     pub amx: bool,
     /// Whether KVM has `KVM_CAP_TSC_DEADLINE_TIMER`.
     pub tsc_deadline: bool,
+    /// Whether the time stamp counter counts the guest's time and nothing else, also after the guest has slept.
+    pub invariant_tsc: bool,
     /// Frequency of the guest's time stamp counter, where it is known, to be announced in kHz.
     pub tsc_khz: Option<u32>,
 }

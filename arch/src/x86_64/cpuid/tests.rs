@@ -345,3 +345,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_sleep_would_break_is_not_offered() {
+    let find = |cpuid: &[kvm_cpuid_entry2], leaf| {
+        let mut entries = cpuid.iter();
+        *entries
+            .find(|entry| entry.function == leaf && entry.index == 0)
+            .unwrap()
+    };
+    let mut host = intel();
+    host.push(kvm_cpuid_entry2 {
+        function: 0x8000_0007,
+        edx: 1 << 8,
+        ..Default::default()
+    });
+    for entry in host.iter_mut().filter(|entry| entry.function == 0x7) {
+        entry.ecx |= 1 << 7;
+        entry.edx |= 1 << 20;
+    }
+    for kept in [true, false] {
+        let params = CpuParams {
+            count: 1,
+            invariant_tsc: kept,
+            ..Default::default()
+        };
+        let guest = guest_cpuid(&host, &params);
+        let invariant = guest
+            .iter()
+            .any(|entry| entry.function == 0x8000_0007 && entry.edx & 1 << 8 != 0);
+        assert_eq!(invariant, kept, "the invariant counter");
+        let features = find(&guest, 0x7);
+        assert_eq!(features.ecx & 1 << 7, 0, "shadow stacks");
+        assert_eq!(features.edx & 1 << 20, 0, "branch tracking");
+    }
+}

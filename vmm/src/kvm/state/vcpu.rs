@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{Error, Vcpu};
 
+/// As much as a guest's clock may run too fast or too slow; KVM's own default (`tsc_tolerance_ppm`).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
 /// Everything that a vCPU remembers.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +44,23 @@ pub struct VcpuState {
     pub tsc_khz: Option<u32>,
     /// State of a guest that is itself a hypervisor.
     pub nested: Option<KvmNestedStateBuffer>,
+}
+
+impl VcpuState {
+    /// The time stamp counter.
+    #[must_use]
+    pub fn tsc(&self) -> Option<u64> {
+        let counter = self.msrs.iter().find(|entry| entry.index == msr::IA32_TSC);
+        counter.map(|entry| entry.data)
+    }
+
+    /// Sets the time stamp counter, which runs on while a state is read, to what it was at the pause.
+    pub fn set_tsc(&mut self, tsc: u64) {
+        let counter = self.msrs.iter_mut();
+        for entry in counter.filter(|entry| entry.index == msr::IA32_TSC) {
+            entry.data = tsc;
+        }
+    }
 }
 
 impl Vcpu {
@@ -106,23 +126,46 @@ impl Vcpu {
         })
     }
 
-    /// Writes a whole state into a new vCPU.
+    /// Makes a new vCPU the one that a state is of: what it can do, and how fast it counts.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, or the host counts at another speed.
+    pub fn prepare(&mut self, state: &VcpuState) -> Result<(), Error> {
+        // First: it decides which registers and MSRs exist.
+        self.set_cpuid(&state.cpuid)?;
+        let (Some(saved_khz), Some(host_khz)) = (state.tsc_khz, self.tsc_khz()) else {
+            return Ok(());
+        };
+        if saved_khz == host_khz {
+            return Ok(());
+        }
+        if self.capabilities().tsc_control {
+            return self
+                .fd()
+                .set_tsc_khz(saved_khz)
+                .map_err(Error::vcpu_ioctl(self.index(), "set the TSC frequency"));
+        }
+        // Hosts of one model measure their frequency anew at each boot.
+        if u64::from(saved_khz.abs_diff(host_khz)) * 1_000_000
+            > u64::from(host_khz) * TSC_TOLERANCE_PPM
+        {
+            return Err(Error::TscFrequency {
+                vcpu: self.index(),
+                saved_khz,
+                host_khz,
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes a whole state into a vCPU that was prepared for it. `tsc_is_set` when its counter was moved already.
     ///
     /// # Errors
     /// When the kernel refuses a part; the message names it.
-    pub fn restore(&mut self, state: &VcpuState) -> Result<(), Error> {
+    pub fn restore(&mut self, state: &VcpuState, tsc_is_set: bool) -> Result<(), Error> {
         tracing::trace!("the state of vCPU {} is set", self.index());
-        // First: it decides which registers and MSRs exist.
-        self.set_cpuid(&state.cpuid)?;
         let fd = self.fd();
         let cannot = |what| Error::vcpu_ioctl(self.index(), what);
-        if let Some(khz) = state
-            .tsc_khz
-            .filter(|khz| self.capabilities().tsc_control && self.tsc_khz() != Some(*khz))
-        {
-            fd.set_tsc_khz(khz)
-                .map_err(cannot("set the TSC frequency"))?;
-        }
         fd.set_mp_state(state.mp_state)
             .map_err(cannot("set the run state"))?;
         fd.set_regs(&state.regs)
@@ -144,8 +187,11 @@ impl Vcpu {
         fd.set_lapic(&state.lapic)
             .map_err(cannot("set the local APIC"))?;
         let mut msrs = state.msrs.clone();
+        msrs.retain(|entry| !(tsc_is_set && entry.index == msr::IA32_TSC));
         msr::restore_order(&mut msrs);
-        self.set_msrs(&msrs)?;
+        for refused in self.set_msrs(&msrs)? {
+            self.tolerate(refused)?;
+        }
         if let Some(nested) = &state.nested {
             // After the MSRs: EFER and the VMX capability MSRs must allow nested virtualization already.
             fd.set_nested_state(nested)
@@ -163,6 +209,19 @@ impl Vcpu {
         if self.capabilities().kvmclock_ctrl {
             let _ = self.fd().kvmclock_ctrl();
         }
+    }
+
+    /// A register that cannot be written is fine as long as it holds the saved value.
+    fn tolerate(&self, refused: kvm_msr_entry) -> Result<(), Error> {
+        let held = self.read_msrs(&[refused.index])?;
+        if held.first().is_some_and(|held| held.data == refused.data) {
+            return Ok(());
+        }
+        Err(Error::RefusedMsr {
+            vcpu: self.index(),
+            msr: refused.index,
+            value: refused.data,
+        })
     }
 
     fn read_msrs(&self, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
