@@ -78,6 +78,8 @@ impl Machine<'_> {
             Console::Terminal => qemu.args(["-serial", "mon:stdio"]),
             Console::Files { console, handout } => {
                 let file = |path: &Path| format!("file:{}", path.display());
+                // Registers at a CPU's reset: all that a triple fault leaves behind.
+                qemu.args(["-d", "cpu_reset"]);
                 qemu.args([
                     "-monitor",
                     "none",
