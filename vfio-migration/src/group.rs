@@ -58,7 +58,7 @@ pub struct GroupFailure {
 /// A step of a group operation; each is complete for all devices before the next begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Every device is asked where it is; nothing moves.
+    /// Every device is asked where it is; nothing moves, but one that cannot go on is reset.
     Check,
     /// Every device that can goes to RUNNING_P2P.
     Quiesce,
@@ -107,6 +107,8 @@ struct Journey {
     starts: &'static [MigState],
     goal: MigState,
     home: MigState,
+    /// A device that is found elsewhere is reset, since nothing else would ever let the VM run.
+    resets_strays: bool,
 }
 
 const PAUSE: Journey = Journey {
@@ -114,6 +116,7 @@ const PAUSE: Journey = Journey {
     starts: &[MigState::Running, MigState::Stop],
     goal: MigState::Stop,
     home: MigState::Running,
+    resets_strays: false,
 };
 
 /// A device that was reset meanwhile is RUNNING already; one that was restored is in RESUMING.
@@ -122,6 +125,7 @@ const RESUME: Journey = Journey {
     starts: &[MigState::Stop, MigState::Resuming, MigState::Running],
     goal: MigState::Running,
     home: MigState::Stop,
+    resets_strays: true,
 };
 
 /// Refuses a group in which a device lacks RUNNING_P2P although others could access it.
@@ -157,7 +161,8 @@ pub fn pause(devices: &mut [&mut MigratableDevice], peer_dma: PeerDma) -> Result
 ///
 /// # Errors
 /// When a device fails: all that moved are then in STOP again, except those whose outcome says
-/// otherwise. One that was reset needs its fix-ups before the next attempt.
+/// otherwise. A device that is in ERROR, silent or astray is reset, so that the next attempt can
+/// succeed; nothing else moves then. One that was reset needs its fix-ups before that attempt.
 pub fn resume(devices: &mut [&mut MigratableDevice], peer_dma: PeerDma) -> Result<(), GroupError> {
     travel(&RESUME, devices, peer_dma)
 }
@@ -172,10 +177,7 @@ fn travel(
     peer_dma: PeerDma,
 ) -> Result<(), GroupError> {
     check_peer_dma(devices, peer_dma)?;
-    for device in devices.iter_mut() {
-        let checked = device.expect_state(journey.operation, journey.starts);
-        checked.map_err(|failure| group_error(journey, Phase::Check, failure, Vec::new()))?;
-    }
+    check(journey, devices)?;
     let mut moved = vec![false; devices.len()];
     for phase in [Phase::Quiesce, Phase::Settle] {
         for index in 0..devices.len() {
@@ -193,6 +195,30 @@ fn travel(
         }
     }
     Ok(())
+}
+
+/// Asks every device where it is. On resume all are asked, so that one attempt resets all strays.
+fn check(journey: &Journey, devices: &mut [&mut MigratableDevice]) -> Result<(), GroupError> {
+    let mut first = None;
+    let mut others = Vec::new();
+    for device in devices.iter_mut() {
+        let Err(mut failure) = device.expect_state(journey.operation, journey.starts) else {
+            continue;
+        };
+        if journey.resets_strays && failure.outcome == Outcome::Untouched {
+            failure.outcome = device.reset();
+        }
+        match &first {
+            None => first = Some(failure),
+            Some(_) => others.push((failure.device, failure.outcome)),
+        }
+        if !journey.resets_strays {
+            break;
+        }
+    }
+    first.map_or(Ok(()), |failure| {
+        Err(group_error(journey, Phase::Check, failure, others))
+    })
 }
 
 /// Brings the devices that moved back to where the journey began, in phases as well.

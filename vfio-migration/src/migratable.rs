@@ -255,7 +255,7 @@ impl MigratableDevice {
         }
     }
 
-    fn reset(&mut self) -> Outcome {
+    pub(crate) fn reset(&mut self) -> Outcome {
         let outcome = match self.try_reset() {
             Ok(()) => {
                 self.last_known = MigState::Running;

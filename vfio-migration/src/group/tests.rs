@@ -401,3 +401,49 @@ fn an_unexpected_state_is_refused_before_anything_moves() {
         assert!(vm.trace.changes().is_empty());
     }
 }
+
+#[test]
+fn a_resume_resets_devices_that_could_never_start() {
+    for state in [MigState::Error, MigState::StopCopy, MigState::PreCopy] {
+        let mut vm = Vm::paused(&[P2P; 3]);
+        vm.fakes[0].force_state(state);
+        vm.fakes[2].force_state(state);
+        let failure = failed(vm.resume());
+        assert_eq!(failure.phase, Phase::Check);
+        assert_eq!(failure.failure.outcome, Outcome::WasReset);
+        assert_eq!(
+            failure.others,
+            [(Arc::from("vfio2"), Outcome::WasReset)],
+            "all are reset in one attempt"
+        );
+        let expected = [MigState::Running, MigState::Stop, MigState::Running];
+        assert_eq!(vm.states(), expected);
+        vm.resume().unwrap();
+        assert_eq!(vm.states(), [MigState::Running; 3]);
+    }
+}
+
+#[test]
+fn a_resume_resets_a_device_that_does_not_tell_its_state() {
+    let mut vm = Vm::paused(&[P2P]);
+    vm.fakes[0].inject(Fault::Get { errno: libc::EIO });
+    let failure = failed(vm.resume());
+    assert!(matches!(failure.failure.error, Error::QueryState { .. }));
+    assert_eq!(failure.failure.outcome, Outcome::WasReset);
+    vm.resume().unwrap();
+    assert_eq!(vm.states(), [MigState::Running]);
+}
+
+#[test]
+fn a_resume_says_that_a_device_is_lost_when_its_reset_fails() {
+    let mut vm = Vm::paused(&[P2P]);
+    vm.fakes[0].force_state(MigState::Error);
+    let errno = libc::EINVAL;
+    vm.fakes[0].inject(Fault::Reset { errno });
+    let failure = failed(vm.resume());
+    let lost = Outcome::Lost(LostCause::ResetFailed { errno });
+    assert_eq!(failure.failure.outcome, lost);
+    assert!(failure.to_string().contains("remove it from the VM"));
+    assert_eq!(failed(vm.resume()).failure.outcome, Outcome::WasReset);
+    vm.resume().unwrap();
+}

@@ -265,6 +265,28 @@ fn fix_ups_are_repeated_after_a_reset_on_resume() {
 }
 
 #[test]
+fn a_device_in_error_does_not_keep_the_vm_paused() {
+    let trace = Trace::new();
+    let sleeper = Sleeper::busy("vfio0", &trace);
+    pause(&[&sleeper.rig.function], PeerDma::Possible).unwrap();
+    sleeper.device.force_state(MigState::Error);
+    trace.clear();
+    let error = resume(&[&sleeper.rig.function], PeerDma::Possible).unwrap_err();
+    assert!(error.to_string().contains("ERROR"), "{error}");
+    assert_eq!(
+        trace.changes(),
+        [
+            "vfio0: reset",
+            "host: command 0x0406",
+            "host: disarm Msix",
+            "host: arm Msix 0 xx---"
+        ]
+    );
+    resume(&[&sleeper.rig.function], PeerDma::Possible).unwrap();
+    assert_eq!(sleeper.rig.mmio_read32(BAR + 0x100), Some(0));
+}
+
+#[test]
 fn fix_ups_are_repeated_after_a_save_that_ended_in_a_reset() {
     let trace = Trace::new();
     let sleeper = Sleeper::busy("vfio0", &trace);
