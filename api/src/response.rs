@@ -148,6 +148,18 @@ pub struct DeviceState {
     /// Why the VM cannot be snapshotted with it; absent if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_blocked_by: Option<String>,
+    /// What is out of the ordinary with it; absent if nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<DeviceCondition>,
+}
+
+/// Something out of the ordinary with a passed-through device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DeviceCondition {
+    /// It was reset and lost its state, other than by the guest, since the VM was booted or woken.
+    StateLost,
 }
 
 /// A part of the VFIO migration protocol.

@@ -14,8 +14,9 @@ use super::DOCUMENT;
 use crate::config::VmConfig;
 use crate::request::{DevicePath, MemoryRestoreMode, RestoreRequest, SnapshotRequest};
 use crate::response::{
-    Counters, DeviceNode, DeviceProgress, DeviceState, MigrationFlag, MigrationState, Operation,
-    PciBarType, Phase, PingInfo, Progress, Resource, Timeline, VmInfo, VmState,
+    Counters, DeviceCondition, DeviceNode, DeviceProgress, DeviceState, MigrationFlag,
+    MigrationState, Operation, PciBarType, Phase, PingInfo, Progress, Resource, Timeline, VmInfo,
+    VmState,
 };
 use crate::server::route::{API_PREFIX, ROUTES, Target};
 
@@ -293,6 +294,7 @@ fn examples_of_answers_fit_the_document() {
         ],
         migration_state: Some(MigrationState::RunningP2p),
         snapshot_blocked_by: Some("the reason".to_owned()),
+        conditions: vec![DeviceCondition::StateLost],
     };
     let phase = Phase {
         name: "stream".to_owned(),

@@ -28,6 +28,8 @@ pub struct VfioFunction {
     pub(super) migration: Mutex<Option<MigratableDevice>>,
     /// The device was set up anew, so that a level interrupt may have gone by unseen.
     pub(super) set_up_anew: AtomicBool,
+    /// It has not the state that the guest's driver left in it, and the guest has not asked for that.
+    pub(super) state_lost: AtomicBool,
 }
 
 impl VfioFunction {
@@ -120,6 +122,7 @@ impl VfioFunction {
             })?;
         reset_device(&self.hardware)?;
         self.forget_guest();
+        self.state_lost.store(false, Ordering::Relaxed);
         self.program_assigned_bars();
         self.fix_up()
     }
@@ -150,6 +153,13 @@ impl VfioFunction {
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         self.hardware.name()
+    }
+
+    /// Whether the device lost its state since the guest booted, was woken or reset the function: the guest's driver has to
+    /// recover from that.
+    #[must_use]
+    pub fn has_lost_state(&self) -> bool {
+        self.state_lost.load(Ordering::Relaxed)
     }
 
     /// Whether the device ever failed to do what it was asked.
@@ -208,6 +218,7 @@ impl VfioFunction {
             self.hardware.report(&error);
         }
         self.forget_guest();
+        self.state_lost.store(false, Ordering::Relaxed);
         if let Err(error) = self.fix_up() {
             self.hardware.report(&error);
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use dormouse_vfio_migration::group::{self, GroupError, PeerDma};
-use dormouse_vfio_migration::{Failure, MigratableDevice, Outcome, StreamControl};
+use dormouse_vfio_migration::{MigratableDevice, Outcome, StreamControl};
 use thiserror::Error as ThisError;
 
 use super::error::Error;
@@ -59,7 +59,7 @@ impl VfioFunction {
             .begin_saving()
             .and_then(|saving| saving.stream_to(sink, control));
         drop(migration);
-        Ok(saved.inspect_err(|failure| self.set_up_if_reset(failure))?)
+        Ok(saved.inspect_err(|failure| self.settle(failure.outcome))?)
     }
 
     /// Loads a state of `length` bytes into the device and sets it up, all before it may run. It then waits for [`resume`].
@@ -78,6 +78,7 @@ impl VfioFunction {
         // On failure `loaded` is dropped, which resets the device: it must not run half set up.
         self.fix_up()?;
         loaded.keep();
+        self.state_lost.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -94,6 +95,12 @@ impl VfioFunction {
         self.hardware.set_quiet(false);
         let set_up_anew = self.set_up_anew.swap(false, Ordering::Relaxed);
         self.interrupts.resumed(set_up_anew);
+        if self.has_lost_state() {
+            tracing::warn!(
+                "{}: runs after a reset, without the state that it had: the guest's driver has to recover from that",
+                self.name()
+            );
+        }
     }
 
     fn not_migratable(&self) -> Error {
@@ -102,9 +109,15 @@ impl VfioFunction {
         }
     }
 
-    fn set_up_if_reset(&self, failure: &Failure) {
-        if failure.outcome == Outcome::WasReset {
-            self.set_up_again();
+    /// Remembers what recovery made of the device, and sets up again one that was reset.
+    fn settle(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Untouched | Outcome::Recovered { .. } => {}
+            Outcome::Lost(_) => self.state_lost.store(true, Ordering::Relaxed),
+            Outcome::WasReset => {
+                self.state_lost.store(true, Ordering::Relaxed);
+                self.set_up_again();
+            }
         }
     }
 
@@ -143,7 +156,7 @@ pub fn pause(functions: &[&VfioFunction], peer_dma: PeerDma) -> Result<(), Group
     }
     let paused = with_devices(functions, |devices| group::pause(devices, peer_dma));
     paused.inspect_err(|error| {
-        set_up_after(functions, error);
+        settle_all(functions, error);
         for function in functions {
             function.resumed();
         }
@@ -156,7 +169,7 @@ pub fn pause(functions: &[&VfioFunction], peer_dma: PeerDma) -> Result<(), Group
 /// When a device fails: those that can are stopped again, and those that had to be reset are set up again.
 pub fn resume(functions: &[&VfioFunction], peer_dma: PeerDma) -> Result<(), GroupError> {
     with_devices(functions, |devices| group::resume(devices, peer_dma))
-        .inspect_err(|error| set_up_after(functions, error))?;
+        .inspect_err(|error| settle_all(functions, error))?;
     for function in functions {
         function.resumed();
     }
@@ -179,8 +192,8 @@ fn with_devices<T>(
     work(&mut devices)
 }
 
-/// Sets up again what was reset while a group operation failed.
-fn set_up_after(functions: &[&VfioFunction], error: &GroupError) {
+/// Settles the devices that a failed group operation names, above all those that were reset.
+fn settle_all(functions: &[&VfioFunction], error: &GroupError) {
     let GroupError::Device(group) = error else {
         return;
     };
@@ -190,11 +203,9 @@ fn set_up_after(functions: &[&VfioFunction], error: &GroupError) {
         .iter()
         .map(|(device, outcome)| (device, *outcome));
     for (device, outcome) in failed.chain(others) {
-        if outcome == Outcome::WasReset {
-            let named = functions
-                .iter()
-                .filter(|function| function.name() == device);
-            named.for_each(|function| function.set_up_again());
-        }
+        let named = functions
+            .iter()
+            .filter(|function| function.name() == device);
+        named.for_each(|function| function.settle(outcome));
     }
 }

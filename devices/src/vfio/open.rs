@@ -228,6 +228,7 @@ impl Opened {
             identity,
             migration: Mutex::new(migration),
             set_up_anew: AtomicBool::new(false),
+            state_lost: AtomicBool::new(saved.is_some()),
         })
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use dormouse_api::config::SnapshotPolicy;
 use dormouse_api::response::{
-    DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
+    DeviceCondition, DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
 };
 use dormouse_pci::{BarKind, PciFunction};
+use dormouse_vfio_migration::group::GroupError;
 use dormouse_vfio_migration::{MigFlags, MigState};
 
 use crate::machine::{Attached, Machine};
@@ -50,10 +51,15 @@ fn node(attached: &Attached) -> DeviceNode {
 
 /// What the host knows of every function. Migration support is asked of the kernel anew.
 pub(super) fn states(machine: &Machine) -> Vec<DeviceState> {
-    machine.functions().iter().map(state).collect()
+    let group = machine.pause_blocked_by();
+    let functions = machine.functions().iter();
+    functions
+        .map(|attached| state(attached, group.as_ref()))
+        .collect()
 }
 
-fn state(attached: &Attached) -> DeviceState {
+/// `group` is why the VM cannot be paused, which names one of its devices.
+fn state(attached: &Attached, group: Option<&GroupError>) -> DeviceState {
     let migration = attached.migration();
     let flags = migration.probe().ok().flatten();
     let blocked = attached.function.blocks_snapshot();
@@ -68,8 +74,23 @@ fn state(attached: &Attached) -> DeviceState {
             .map(migration_state),
         snapshot_blocked_by: blocked
             .filter(|_| attached.policy == SnapshotPolicy::Migrate)
-            .map(|block| block.to_string()),
+            .map(|block| block.to_string())
+            .or_else(|| {
+                group
+                    .filter(|group| names(group, attached))
+                    .map(ToString::to_string)
+            }),
+        conditions: conditions(attached),
     }
+}
+
+fn names(group: &GroupError, attached: &Attached) -> bool {
+    matches!(group, GroupError::NoPeerToPeer { device, .. } if device == attached.function.name())
+}
+
+fn conditions(attached: &Attached) -> Vec<DeviceCondition> {
+    let lost = attached.function.has_lost_state();
+    Vec::from_iter(lost.then_some(DeviceCondition::StateLost))
 }
 
 fn migration_flags(flags: MigFlags) -> Vec<MigrationFlag> {

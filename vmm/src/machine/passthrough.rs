@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_api::config::{DeviceConfig, PlatformConfig, SnapshotPolicy, VmConfig};
-use dormouse_devices::vfio::{self, BarSpaces, VfioDeps, VfioFunction, VfioSpec};
+use dormouse_devices::vfio::{self, BarSpaces, VfioDeps, VfioFunction, VfioSpec, migration};
 use dormouse_pci::{BarIndex, BarKind, Bdf, ConfigEffect, SlotError};
-use dormouse_vfio_migration::{MigrationIo, group::PeerDma};
+use dormouse_vfio_migration::MigrationIo;
+use dormouse_vfio_migration::group::{GroupError, PeerDma};
 use thiserror::Error;
 
+use super::Machine;
 use super::frame::Frame;
 use super::function_source::{FunctionSource, MakeFunctionSource, OpenFunction};
 use super::timed_migration::TimedMigration;
@@ -295,6 +297,15 @@ impl Passthrough {
             .iter()
             .map(|attached| attached.function.as_ref())
             .collect()
+    }
+}
+
+impl Machine {
+    /// Why the machine cannot be paused, and so not be saved, with these devices.
+    #[must_use]
+    pub fn pause_blocked_by(&self) -> Option<GroupError> {
+        let passthrough = &self.passthrough;
+        migration::check_pausable(&passthrough.group(), passthrough.peer_dma()).err()
     }
 }
 

@@ -21,6 +21,8 @@ fn devices_that_could_reach_each_other_are_refused_before_vcpus_stop() {
         migration.set_flags(Some(MigFlags::STOP_COPY));
     }
     let machine = rig.run(rig.config());
+    let known = machine.pause_blocked_by().unwrap().to_string();
+    assert!(known.contains("no RUNNING_P2P"), "{known}");
     let Err(refused) = machine.pause() else {
         panic!("devices without P2P states were paused together")
     };

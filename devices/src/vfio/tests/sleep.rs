@@ -287,6 +287,49 @@ fn a_device_in_error_does_not_keep_the_vm_paused() {
 }
 
 #[test]
+fn a_device_that_lost_its_state_is_known() {
+    let trace = Trace::new();
+    let sleeper = Sleeper::busy("vfio0", &trace);
+    let function = &sleeper.rig.function;
+    assert!(!function.has_lost_state());
+    pause(&[function], PeerDma::Possible).unwrap();
+    sleeper.device.inject(Fault::ResetAtRead { at: 0 });
+    let control = &mut StreamControl::default();
+    let failed = function.save_stream(&mut Vec::new(), control);
+    failed.unwrap_err();
+    assert!(function.has_lost_state(), "after a snapshot that failed");
+    resume(&[function], PeerDma::Possible).unwrap();
+    assert!(function.has_lost_state(), "until the guest does something");
+    function.reset().unwrap();
+    assert!(!function.has_lost_state());
+
+    pause(&[function], PeerDma::Possible).unwrap();
+    let breaks = |to| Fault::SetBreaks { to, errno: EIO };
+    sleeper.device.inject(breaks(MigState::Running));
+    resume(&[function], PeerDma::Possible).unwrap_err();
+    assert!(function.has_lost_state(), "after a resume that failed");
+    resume(&[function], PeerDma::Possible).unwrap();
+    sleeper.rig.write16(0x88, 0x8000);
+    assert!(!function.has_lost_state(), "the guest reset it itself");
+
+    sleeper.device.inject(breaks(MigState::Stop));
+    pause(&[function], PeerDma::Possible).unwrap_err();
+    assert!(function.has_lost_state(), "after a pause that failed");
+}
+
+#[test]
+fn a_woken_device_has_lost_its_state_until_it_is_loaded() {
+    let trace = Trace::new();
+    let source = Sleeper::busy("vfio0", &trace);
+    pause(&[&source.rig.function], PeerDma::Possible).unwrap();
+    let (state, blob) = source.save();
+    let woken = Sleeper::new("vfio0", Model::nvme(), &trace, Some(state));
+    assert!(woken.rig.function.has_lost_state());
+    woken.load(&blob).unwrap();
+    assert!(!woken.rig.function.has_lost_state());
+}
+
+#[test]
 fn fix_ups_are_repeated_after_a_save_that_ended_in_a_reset() {
     let trace = Trace::new();
     let sleeper = Sleeper::busy("vfio0", &trace);
