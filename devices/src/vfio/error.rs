@@ -112,6 +112,14 @@ pub enum Error {
     /// The kernel's migration support failed.
     #[error(transparent)]
     Migration(#[from] Failure),
+    /// A device whose state was discarded meets one that cannot be reset.
+    #[error(
+        "device {device} cannot be woken without its state: the kernel cannot reset it, so that it may go on writing memory where its last user left it; give the VM one that can be reset, or remove it from the VM before a snapshot"
+    )]
+    NotBlank {
+        /// The device.
+        device: Arc<str>,
+    },
     /// A device whose state was saved meets one that cannot load it.
     #[error(
         "device {device} cannot load a saved state: its driver has no VFIO migration support; bind it to its vendor's VFIO driver (for instance mlx5_vfio_pci)"

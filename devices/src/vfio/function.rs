@@ -26,6 +26,8 @@ pub struct VfioFunction {
     pub(super) assigned: Mutex<Vec<BarAddressState>>,
     pub(super) identity: IdentityState,
     pub(super) migration: Mutex<Option<MigratableDevice>>,
+    /// It was reset when it was opened, which not every device can be.
+    pub(super) was_reset: bool,
     /// The device was set up anew, so that a level interrupt may have gone by unseen.
     pub(super) set_up_anew: AtomicBool,
     /// It has not the state that the guest's driver left in it, and the guest has not asked for that.
@@ -120,7 +122,7 @@ impl VfioFunction {
                 device: Arc::clone(self.hardware.name()),
                 source,
             })?;
-        reset_device(&self.hardware)?;
+        let _was_reset = reset_device(&self.hardware)?;
         self.forget_guest();
         self.state_lost.store(false, Ordering::Relaxed);
         self.program_assigned_bars();

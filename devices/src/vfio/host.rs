@@ -48,6 +48,9 @@ pub enum IrqIndex {
 
 /// The host's side of one passed-through function.
 pub trait HostFunction: Send + Sync {
+    /// Whether a driver of the host mediates each access (mdev): PCI_COMMAND does not stop DMA of such a device.
+    fn is_mediated(&self) -> bool;
+
     /// Region `index`, or one of size 0.
     fn region(&self, index: u32) -> &Region;
 

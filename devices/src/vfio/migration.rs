@@ -18,22 +18,69 @@ use super::function::VfioFunction;
 
 /// Why a VM with this device cannot be saved.
 #[derive(Debug, Clone, PartialEq, Eq, ThisError)]
-#[error(
-    "device {device} cannot save its state: its driver has no VFIO migration support; bind it to its vendor's VFIO driver (for instance mlx5_vfio_pci), or let its state be lost with \"snapshot\": \"discard-state\""
-)]
-pub struct SnapshotBlock {
-    /// The device.
-    pub device: Arc<str>,
+pub enum SnapshotBlock {
+    /// Its state cannot be read, but may be discarded.
+    #[error(
+        "device {device} cannot save its state: its driver has no VFIO migration support; bind it to its vendor's VFIO driver (for instance mlx5_vfio_pci), or let its state be lost with \"snapshot\": \"discard-state\""
+    )]
+    NoMigration {
+        /// The device.
+        device: Arc<str>,
+    },
+    /// Its state can be neither read nor discarded: after waking it could go on where it was.
+    #[error(
+        "device {device} cannot save its state, since its driver has no VFIO migration support, and \"discard-state\" is not possible, since the kernel cannot reset it and it would go on writing guest RAM after waking; bind it to its vendor's VFIO driver (for instance mlx5_vfio_pci), or remove it from the VM"
+    )]
+    NoReset {
+        /// The device.
+        device: Arc<str>,
+    },
+    /// Its state can be neither read nor discarded: nothing keeps it from DMA while RAM is saved.
+    #[error(
+        "mediated device {device} cannot save its state, since its driver has no VFIO migration support, and \"discard-state\" is not possible, since nothing keeps a mediated device from writing guest RAM while it is saved; use a newer driver of its parent device, or remove it from the VM"
+    )]
+    Mediated {
+        /// The device.
+        device: Arc<str>,
+    },
+}
+
+impl SnapshotBlock {
+    /// Whether the VM can be saved if the device's state may be lost.
+    #[must_use]
+    pub fn allows_discarding(&self) -> bool {
+        matches!(self, Self::NoMigration { .. })
+    }
 }
 
 impl VfioFunction {
     /// Why the VM cannot be saved with this device, if that is so.
     #[must_use]
     pub fn blocks_snapshot(&self) -> Option<SnapshotBlock> {
+        if self.migratable().is_some() {
+            return None;
+        }
         let device = Arc::clone(self.name());
-        self.migratable()
-            .is_none()
-            .then_some(SnapshotBlock { device })
+        Some(if self.hardware.host().is_mediated() {
+            SnapshotBlock::Mediated { device }
+        } else if !self.was_reset {
+            SnapshotBlock::NoReset { device }
+        } else {
+            SnapshotBlock::NoMigration { device }
+        })
+    }
+
+    /// Refuses a device that shall be used without the state that it had when the VM was saved, and could not be reset. Its queues
+    /// may be live, and must not get bus mastering.
+    ///
+    /// # Errors
+    /// [`Error::NotBlank`].
+    pub fn check_blank(&self) -> Result<(), Error> {
+        if self.was_reset {
+            return Ok(());
+        }
+        let device = Arc::clone(self.name());
+        Err(Error::NotBlank { device })
     }
 
     /// The kernel's estimate of the state's length in bytes, for progress.

@@ -52,6 +52,7 @@ pub struct VfioDeps<'a> {
 struct Opened {
     hardware: Arc<Hardware>,
     migration: Option<MigratableDevice>,
+    was_reset: bool,
     identity: IdentityState,
     plan: Plan,
 }
@@ -120,7 +121,7 @@ impl Opened {
             Arc::clone(&spec.name),
             Arc::clone(&deps.host),
         ));
-        reset_device(&hardware)?;
+        let was_reset = reset_device(&hardware)?;
         let migration = match &deps.migration {
             Some(io) => MigratableDevice::open(hardware.name(), Arc::clone(io))?,
             None => None,
@@ -155,6 +156,7 @@ impl Opened {
         Ok(Self {
             hardware,
             migration,
+            was_reset,
             identity,
             plan,
         })
@@ -177,6 +179,7 @@ impl Opened {
         let Self {
             hardware,
             migration,
+            was_reset,
             identity,
             plan,
         } = self;
@@ -227,21 +230,25 @@ impl Opened {
             assigned: Mutex::new(saved.map_or_else(Vec::new, |state| state.assigned_bars.clone())),
             identity,
             migration: Mutex::new(migration),
+            was_reset,
             set_up_anew: AtomicBool::new(false),
             state_lost: AtomicBool::new(saved.is_some()),
         })
     }
 }
 
-/// Resets the device. One that has no reset is normal and used as it is.
-pub(super) fn reset_device(hardware: &Hardware) -> Result<(), Error> {
+/// Resets the device. False for one that has no reset, which is used as it is.
+pub(super) fn reset_device(hardware: &Hardware) -> Result<bool, Error> {
     let errno = |error: &io::Error| error.raw_os_error().map(Errno::from_raw_os_error);
     let mut attempt = 1;
     while let Err(source) = hardware.host().reset() {
         match errno(&source) {
             Some(Errno::INVAL | Errno::NOTTY) => {
-                tracing::debug!("{}: has no reset of its own", hardware.name());
-                return Ok(());
+                tracing::warn!(
+                    "{}: has no reset of its own: the guest may find it as its last user left it",
+                    hardware.name()
+                );
+                return Ok(false);
             }
             Some(Errno::AGAIN | Errno::INTR) if attempt < RESET_ATTEMPTS => {
                 attempt += 1;
@@ -255,7 +262,7 @@ pub(super) fn reset_device(hardware: &Hardware) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// All of configuration space, 256 or 4096 bytes. A region that is shorter reads as zero at its end.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_api::config::SnapshotPolicy;
 use dormouse_api::response::{
     DeviceCondition, DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
 };
@@ -62,7 +61,7 @@ pub(super) fn states(machine: &Machine) -> Vec<DeviceState> {
 fn state(attached: &Attached, group: Option<&GroupError>) -> DeviceState {
     let migration = attached.migration();
     let flags = migration.probe().ok().flatten();
-    let blocked = attached.function.blocks_snapshot();
+    let blocked = attached.snapshot_block();
     DeviceState {
         id: attached.id.clone(),
         bdf: format!("0000:{}", attached.bdf),
@@ -72,14 +71,11 @@ fn state(attached: &Attached, group: Option<&GroupError>) -> DeviceState {
         migration_state: flags
             .and_then(|_| migration.get_state().ok())
             .map(migration_state),
-        snapshot_blocked_by: blocked
-            .filter(|_| attached.policy == SnapshotPolicy::Migrate)
-            .map(|block| block.to_string())
-            .or_else(|| {
-                group
-                    .filter(|group| names(group, attached))
-                    .map(ToString::to_string)
-            }),
+        snapshot_blocked_by: blocked.map(|block| block.to_string()).or_else(|| {
+            group
+                .filter(|group| names(group, attached))
+                .map(ToString::to_string)
+        }),
         conditions: conditions(attached),
     }
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_api::config::{DeviceConfig, PlatformConfig, SnapshotPolicy, VmConfig};
-use dormouse_devices::vfio::{self, BarSpaces, VfioDeps, VfioFunction, VfioSpec, migration};
+use dormouse_devices::vfio::{
+    self, BarSpaces, SnapshotBlock, VfioDeps, VfioFunction, VfioSpec, migration,
+};
 use dormouse_pci::{BarIndex, BarKind, Bdf, ConfigEffect, SlotError};
 use dormouse_vfio_migration::MigrationIo;
 use dormouse_vfio_migration::group::{GroupError, PeerDma};
@@ -90,6 +92,14 @@ impl Attached {
     #[must_use]
     pub fn driver(&self) -> Option<&str> {
         self.opened.driver.as_deref()
+    }
+
+    /// Why the machine cannot be saved with the device, considering what its config allows.
+    #[must_use]
+    pub fn snapshot_block(&self) -> Option<SnapshotBlock> {
+        let block = self.function.blocks_snapshot()?;
+        let allowed = self.policy == SnapshotPolicy::DiscardState && block.allows_discarding();
+        (!allowed).then_some(block)
     }
 
     /// The migration protocol of the device, asked directly: for people who look at a VM.

@@ -359,6 +359,13 @@ fn restore_functions(
                 path: attached.path.clone(),
             });
         }
+        if discarded {
+            let blank = attached.function.check_blank();
+            blank.map_err(|source| Error::Load {
+                id: attached.id.clone(),
+                source,
+            })?;
+        }
     }
     Ok(passthrough)
 }

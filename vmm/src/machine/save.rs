@@ -123,9 +123,7 @@ impl PausedMachine {
     /// Refuses what cannot be saved before anything is written.
     fn refuse_blocked(&self) -> Result<(), Error> {
         let functions = self.machine.functions().iter();
-        let mut blocks = functions
-            .filter(|attached| attached.policy == SnapshotPolicy::Migrate)
-            .filter_map(|attached| attached.function.blocks_snapshot());
+        let mut blocks = functions.filter_map(Attached::snapshot_block);
         blocks
             .next()
             .map_or(Ok(()), |block| Err(Error::Blocked(block)))

@@ -205,6 +205,10 @@ fn whole_pages(placed: &PlacedRegion, range: &Range<u64>) -> io::Result<Area> {
 }
 
 impl HostFunction for KernelFunction {
+    fn is_mediated(&self) -> bool {
+        self.host.bus == Bus::Mdev
+    }
+
     fn region(&self, index: u32) -> &Region {
         self.regions
             .get(index as usize)

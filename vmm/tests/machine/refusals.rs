@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use dormouse_devices::vfio::testing::Model;
+use dormouse_devices::vfio::testing::{HostFaults, Model};
 use dormouse_vfio_migration::{MigFlags, MigState};
 use dormouse_vmm::machine::{PauseError, RestoreError, SaveError};
 use serde_json::json;
@@ -71,6 +71,66 @@ fn a_discarded_device_cannot_write_ram_while_it_is_saved() {
         "vfio0 host: command 0x0406",
     ]);
     assert!(is_snapshot(&rig.directory()));
+}
+
+#[test]
+fn a_device_that_cannot_be_reset_is_neither_discarded_nor_woken_without_its_state() {
+    let Some(rig) = Rig::new(&["vfio0"]) else {
+        return;
+    };
+    let device = rig.device("vfio0");
+    device.migration.set_flags(None);
+    let mut config = rig.config();
+    config["devices"][0]["snapshot"] = json!("discard-state");
+    let asleep = paused(rig.run(config.clone()));
+    rig.snapshot(&asleep, config.clone()).unwrap();
+    drop(asleep);
+    let faults = HostFaults {
+        reset: Some(libc::EINVAL),
+        ..HostFaults::default()
+    };
+    device.host.set_faults(faults);
+    rig.recording.take();
+    let Err(error) = rig.restore_with(config.clone()) else {
+        panic!("it may have live queues")
+    };
+    let text = chain(&error);
+    assert!(
+        text.contains("vfio0") && text.contains("cannot reset"),
+        "{text}"
+    );
+    let lines = rig.recording.take();
+    lines.assert_never(&["host: command", "host: arm", "host: map"]);
+
+    let asleep = paused(rig.run(config.clone()));
+    rig.recording.take();
+    let error = rig.snapshot(&asleep, config).unwrap_err();
+    assert!(matches!(error, SaveError::Blocked(_)), "{error:?}");
+    let text = chain(&error);
+    assert!(
+        text.contains("vfio0") && text.contains("cannot reset"),
+        "{text}"
+    );
+    assert_eq!(rig.recording.take().to_string(), "", "something happened");
+}
+
+#[test]
+fn a_mediated_device_without_migration_is_not_discarded() {
+    let Some(rig) = Rig::new(&["vfio0"]) else {
+        return;
+    };
+    let mut model = Model::igb_vf();
+    model.mediated = true;
+    let device = Device::of_model("vfio0", model, rig.recording.trace());
+    device.migration.set_flags(None);
+    rig.replace("vfio0", device);
+    let mut config = rig.config();
+    config["devices"][0]["snapshot"] = json!("discard-state");
+    let machine = rig.run(config.clone());
+    let block = machine.functions()[0].snapshot_block().unwrap();
+    assert!(block.to_string().contains("mediated device vfio0"));
+    let error = rig.snapshot(&paused(machine), config).unwrap_err();
+    assert!(matches!(error, SaveError::Blocked(_)), "{error:?}");
 }
 
 #[test]

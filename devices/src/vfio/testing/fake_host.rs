@@ -136,6 +136,10 @@ pub(super) const EEXIST: i32 = 17;
 pub(super) const EINVAL: i32 = 22;
 
 impl HostFunction for FakeHost {
+    fn is_mediated(&self) -> bool {
+        self.model.mediated
+    }
+
     fn region(&self, index: u32) -> &Region {
         &self.model.regions[index as usize]
     }

@@ -19,6 +19,7 @@ pub struct Model {
     pub config: Vec<u8>,
     pub regions: [Region; 9],
     pub irqs: [u32; 5],
+    pub mediated: bool,
 }
 
 impl Model {
@@ -34,6 +35,7 @@ impl Model {
             config,
             regions,
             irqs,
+            mediated: false,
         }
     }
 
@@ -98,9 +100,11 @@ impl Model {
             ],
         );
         bytes.truncate(255);
-        Self::new(bytes, [1, 1, 0, 0, 0])
+        let mut model = Self::new(bytes, [1, 1, 0, 0, 0])
             .region(0, 8, &[])
-            .region(1, 8, &[])
+            .region(1, 8, &[]);
+        model.mediated = true;
+        model
     }
 
     /// BAR 0 and BAR 3 of 16 KiB, MSI-X with 3 vectors in BAR 3, MSI with one maskable vector, no pin.
