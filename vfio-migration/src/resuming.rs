@@ -107,7 +107,7 @@ impl MigratableDevice {
 impl<'a> Resuming<'a> {
     /// Writes exactly `length` bytes of `source` to the device and closes its data file.
     ///
-    /// `source` is not read beyond that. Whether it holds the right bytes is for the caller to
+    /// `source` is not read beyond that, but for an empty state, whose source is asked for its end. Whether it holds the right bytes is for the caller to
     /// verify beforehand: some drivers accept anything.
     ///
     /// # Errors

@@ -85,6 +85,9 @@ pub enum StreamError {
         /// Bytes that are there.
         found: u64,
     },
+    /// The saved state should be empty.
+    #[error("the saved state should be empty and is not")]
+    NotEmpty,
     /// The device refused a write.
     #[error("the device refused the saved state at byte {offset}; was it saved on another model?")]
     DeviceWrite {
@@ -286,6 +289,9 @@ pub(crate) fn fill(
     length: u64,
     control: &mut StreamControl<'_>,
 ) -> Result<(), StreamError> {
+    if length == 0 {
+        return expect_end(source);
+    }
     let mut buffer = Buffer::new();
     let mut done = 0;
     while done < length {
@@ -297,6 +303,18 @@ pub(crate) fn fill(
         control.report(done);
     }
     Ok(())
+}
+
+/// The one read that an empty state gets: a source that checks what it gives does so when it is read to its end.
+fn expect_end(source: &mut dyn Read) -> Result<(), StreamError> {
+    loop {
+        match source.read(&mut [0]) {
+            Ok(0) => return Ok(()),
+            Ok(_) => return Err(StreamError::NotEmpty),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(StreamError::Fetch { offset: 0, source }),
+        }
+    }
 }
 
 fn fetch(

@@ -414,3 +414,30 @@ fn a_failed_reset_is_reported_as_lost_with_the_first_error() {
     assert!(failure.to_string().contains("cannot load"), "{failure}");
     assert_eq!(fake.open_fds(), 0);
 }
+
+/// Counts its reads.
+struct Counted<'a>(&'a [u8], u32);
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.1 += 1;
+        self.0.read(buffer)
+    }
+}
+
+#[test]
+fn an_empty_state_is_loaded_and_its_source_read_to_the_end() {
+    let (fake, mut device, _) = fresh(P2P);
+    let mut control = StreamControl::default();
+    let mut source = Counted(&[], 0);
+    let resuming = device.begin_resuming().unwrap();
+    resuming.load(&mut source, 0, &mut control).unwrap().keep();
+    assert_eq!((source.1, fake.current_state()), (1, MigState::Resuming));
+    let _ = device.abandon();
+
+    let resuming = device.begin_resuming().unwrap();
+    let failure = resuming.load(&mut &b"x"[..], 0, &mut control).unwrap_err();
+    assert!(matches!(failure.error, Error::Load(StreamError::NotEmpty)));
+    assert_eq!(failure.outcome, Outcome::WasReset);
+    check_next_attempt_works(&fake, &mut device);
+}

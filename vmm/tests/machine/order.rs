@@ -1,6 +1,7 @@
 //! The order of pause, snapshot, restore and resume (invariants 1, 3, 4, 5, 6 and 10).
 
 use dormouse_pci::PciFunction;
+use dormouse_vfio_migration::testing::Contents;
 
 use super::rig::{Rig, is_snapshot, paused, resumed};
 
@@ -191,4 +192,18 @@ fn bars_are_where_they_were_whatever_the_order_of_the_devices() {
     turned["devices"].as_array_mut().unwrap().reverse();
     let awake = rig.restore_with(turned).unwrap();
     assert_eq!(places(awake.machine()), before);
+}
+
+#[test]
+fn a_device_with_an_empty_state_sleeps_and_wakes() {
+    let Some(rig) = Rig::new(&["vfio0"]) else {
+        return;
+    };
+    let migration = rig.device("vfio0").migration;
+    migration.set_contents(Contents::Bytes(Vec::new()));
+    let config = rig.config();
+    let asleep = paused(rig.run(config.clone()));
+    rig.snapshot(&asleep, config).unwrap();
+    drop(asleep);
+    resumed(rig.restore().unwrap());
 }
