@@ -73,6 +73,7 @@ struct Slot {
     window: Arc<BarWindow>,
     mappable: Vec<Range<u64>>,
     placed: Option<Placed>,
+    /// Where it answered last.
     last: Option<u64>,
 }
 
@@ -81,18 +82,22 @@ pub(super) struct Bars {
     hardware: Arc<Hardware>,
     spaces: BarSpaces,
     slots: [Option<Slot>; BarIndex::COUNT],
+    /// Nothing was placed since the function was restored: the places are still those that were saved.
+    recorded: bool,
 }
 
 impl Bars {
-    pub fn new(hardware: Arc<Hardware>, spaces: BarSpaces) -> Self {
+    /// `recorded` for a function that is restored.
+    pub fn new(hardware: Arc<Hardware>, spaces: BarSpaces, recorded: bool) -> Self {
         Self {
             hardware,
             spaces,
             slots: [const { None }; BarIndex::COUNT],
+            recorded,
         }
     }
 
-    /// Adds a BAR that does not answer yet. `last` is where it answered when its state was saved.
+    /// Adds a BAR that does not answer yet. `last` is where it answered when its state was saved, if it did.
     pub fn add(&mut self, index: BarIndex, window: BarWindow, mapped: bool, last: Option<u64>) {
         let region = self.hardware.host().region(window.region);
         // Where the kernel lets the pages of the MSI-X structures be mapped, those with the pending bits are. The table stays
@@ -113,8 +118,23 @@ impl Bars {
         });
     }
 
+    /// As [`Self::reconcile`], but the first time after a restore only for BARs that answered when their state was saved: another
+    /// that claims the place of one of them must not get there first.
+    pub fn set_up(&mut self, desired: &[BarPlacement]) -> Vec<Refusal> {
+        if !std::mem::take(&mut self.recorded) {
+            return self.reconcile(desired);
+        }
+        let answered = |bar: &&BarPlacement| {
+            let slot = self.slots[bar.index.position()].as_ref();
+            slot.and_then(|slot| slot.last) == Some(bar.address)
+        };
+        let answered: Vec<_> = desired.iter().filter(answered).copied().collect();
+        self.reconcile(&answered)
+    }
+
     /// Makes the BARs answer where `desired` says. What could not be placed does not answer, and is returned.
     pub fn reconcile(&mut self, desired: &[BarPlacement]) -> Vec<Refusal> {
+        self.recorded = false;
         let target = |bar: &BarPlacement| {
             let end = bar.address.checked_add(bar.kind.size())?;
             let inside = self.spaces.windows.contains(bar.kind, &(bar.address..end));
@@ -168,10 +188,15 @@ impl Bars {
         }
     }
 
-    /// Where each BAR answers or answered last.
-    pub fn last_addresses(&self) -> impl Iterator<Item = (BarIndex, u64)> + '_ {
+    /// Where each BAR answers, or answered when its state was saved if none was placed since.
+    pub fn to_record(&self) -> impl Iterator<Item = (BarIndex, u64)> + '_ {
         let slots = BarIndex::all().zip(&self.slots);
-        slots.filter_map(|(index, slot)| Some((index, slot.as_ref()?.last?)))
+        slots.filter_map(|(index, slot)| {
+            let Slot { placed, last, .. } = slot.as_ref()?;
+            let placed = placed.as_ref().map(|placed| placed.address);
+            let address = if self.recorded { *last } else { placed };
+            Some((index, address?))
+        })
     }
 
     /// Where each BAR answers now, and how many bytes of it without an exit.
@@ -187,6 +212,7 @@ impl Bars {
 
     /// Takes every BAR off its bus.
     pub fn unplace_all(&mut self) {
+        self.recorded = false;
         for slot in self.slots.iter_mut().flatten() {
             unplace(&self.spaces, &self.hardware, slot);
         }

@@ -55,7 +55,7 @@ impl VfioFunction {
                 source,
             })?;
         self.set_up_anew.store(true, Ordering::Relaxed);
-        let refused = self.bars().reconcile(&self.config.desired_bars());
+        let refused = self.bars().set_up(&self.config.desired_bars());
         match refused.into_iter().next() {
             None => Ok(()),
             Some(Refusal {
@@ -183,7 +183,7 @@ impl VfioFunction {
     }
 
     /// Makes the BARs answer where the guest programmed them. What the host cannot place goes back to where it was.
-    fn follow_layout(&self) {
+    pub(super) fn follow_layout(&self) {
         let mut bars = self.bars();
         // The second round places what the first put back. What it still refuses does not answer.
         for _ in 0..2 {
@@ -292,8 +292,8 @@ impl Save for VfioFunction {
     fn save(&self, _quiesced: &Quiesced) -> VfioFunctionState {
         self.interrupts.collect_pending();
         let desired = self.config.desired_bars();
-        let last = self.bars();
-        let bars = last.last_addresses().filter_map(|(bar, address)| {
+        let answering = self.bars();
+        let bars = answering.to_record().filter_map(|(bar, address)| {
             let kind = desired.iter().find(|desired| desired.index == bar)?.kind;
             let io = matches!(kind, BarKind::Io { .. });
             Some(BarAddressState {

@@ -219,6 +219,8 @@ pub fn resume(functions: &[&VfioFunction], peer_dma: PeerDma) -> Result<(), Grou
         .inspect_err(|error| settle_all(functions, error))?;
     for function in functions {
         function.resumed();
+        // After a wake those BARs are left that did not answer when they were saved.
+        function.follow_layout();
     }
     Ok(())
 }

@@ -206,7 +206,7 @@ impl Opened {
             line,
             used,
         ));
-        let mut bars = Bars::new(Arc::clone(&hardware), deps.spaces);
+        let mut bars = Bars::new(Arc::clone(&hardware), deps.spaces, saved.is_some());
         for BarPlacement { index, .. } in desired {
             let range = |at: BarOffset, len: u64| {
                 (at.bar == index).then(|| at.offset.into()..u64::from(at.offset) + len)

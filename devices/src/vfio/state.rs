@@ -2,7 +2,7 @@
 //!
 //! Plain values only: who the device is, for a check that the one at hand is alike; the shadow of its configuration space with
 //! the MSI-X table, pending vectors and BARs as programmed (a move that waits for decoding to be switched on is in the
-//! registers); where BARs answered; which vectors were in use. The capability to migrate is not part of it: the kernel is
+//! registers); where BARs answer; which vectors were in use. The capability to migrate is not part of it: the kernel is
 //! asked each time. State is hostile and checked when a function is restored.
 
 use dormouse_pci::{BarIndex, ConfigSpaceState};
@@ -20,7 +20,8 @@ pub struct VfioFunctionState {
     pub identity: IdentityState,
     /// Configuration space as the guest knows it.
     pub config: ConfigSpaceState,
-    /// Where BARs answer or answered last. Their places are to be reserved before new ones are given out.
+    /// Where BARs answer. Their places are to be reserved before new ones are given out. One that does not answer is not here:
+    /// where it once did another may be.
     pub bars: Vec<BarAddressState>,
     /// The addresses that BARs get when the machine is reset.
     pub assigned_bars: Vec<BarAddressState>,

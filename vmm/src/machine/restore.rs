@@ -329,6 +329,9 @@ fn restore_functions(
             source,
         })?;
     }
+    for (_, state) in saved.values() {
+        reserve_assigned_bars(state, &frame.windows);
+    }
     let open = Instant::now();
     let passthrough = Passthrough::new(
         config,
@@ -370,31 +373,35 @@ fn restore_functions(
     Ok(passthrough)
 }
 
-/// Takes the places where BARs answered. Where they go after a reset of the machine is taken too, if it is still free.
+/// Takes the places where BARs answered.
 fn reserve_bars(
     state: &VfioFunctionState,
     windows: &windows::Windows,
 ) -> Result<(), windows::Error> {
-    let place = |bar: &vfio::BarAddressState| {
-        let range = bar.address..bar.address.saturating_add(bar.size);
-        let window = if bar.io {
-            Window::Io
-        } else {
-            windows.memory_window(&range).unwrap_or(Window::Mmio32)
-        };
-        (window, range)
+    let mut bars = state.bars.iter();
+    bars.try_for_each(|bar| reserve_bar(bar, windows))
+}
+
+fn reserve_bar(
+    bar: &vfio::BarAddressState,
+    windows: &windows::Windows,
+) -> Result<(), windows::Error> {
+    let range = bar.address..bar.address.saturating_add(bar.size);
+    let window = if bar.io {
+        Window::Io
+    } else {
+        windows.memory_window(&range).unwrap_or(Window::Mmio32)
     };
-    for bar in &state.bars {
-        let (window, range) = place(bar);
-        windows.reserve(window, &range)?;
-    }
+    windows.reserve(window, &range)
+}
+
+/// Takes the places where BARs go after a reset of the machine, as far as no BAR answers there now.
+fn reserve_assigned_bars(state: &VfioFunctionState, windows: &windows::Windows) {
     for bar in &state.assigned_bars {
-        let (window, range) = place(bar);
-        if let Err(error) = windows.reserve(window, &range) {
+        if let Err(error) = reserve_bar(bar, windows) {
             tracing::debug!("the place of {} after a reset is taken: {error}", bar.bar);
         }
     }
-    Ok(())
 }
 
 /// Loads all devices at once, one thread each. When one fails, those that were loaded are given up, for the next attempt.

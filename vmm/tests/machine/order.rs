@@ -3,6 +3,8 @@
 use dormouse_pci::PciFunction;
 use dormouse_vfio_migration::testing::Contents;
 
+use dormouse_vmm::machine::{Attached, Machine};
+
 use super::rig::{Rig, is_snapshot, paused, resumed};
 
 const BOTH: [&str; 2] = ["vfio0", "vfio1"];
@@ -176,7 +178,7 @@ fn a_restored_device_is_set_up_in_resuming_and_waits_there() {
 #[test]
 fn bars_are_where_they_were_whatever_the_order_of_the_devices() {
     let Some(rig) = Rig::new(&BOTH) else { return };
-    let places = |machine: &dormouse_vmm::machine::Machine| {
+    let places = |machine: &Machine| {
         let functions = machine.functions().iter();
         functions
             .map(|attached| (attached.id.clone(), attached.function.desired_bars()))
@@ -206,4 +208,38 @@ fn a_device_with_an_empty_state_sleeps_and_wakes() {
     rig.snapshot(&asleep, config).unwrap();
     drop(asleep);
     resumed(rig.restore().unwrap());
+}
+
+#[test]
+fn the_old_place_of_a_bar_may_be_another_ones() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    let config = rig.config();
+    let machine = rig.run(config.clone());
+    let [one, two] = machine.functions() else {
+        panic!("two functions")
+    };
+    let write = |attached: &Attached, offset, value: u32| {
+        for effect in attached.function.config_write(offset, &value.to_le_bytes()) {
+            attached.function.apply_effect(effect);
+        }
+    };
+    let old = one.function.placed_bars()[0].1;
+    // The first is being sized, and the second goes where it was.
+    write(one, 0x10, u32::MAX);
+    write(two, 0x10, old as u32);
+    write(two, 0x14, (old >> 32) as u32);
+    let places = |machine: &Machine| {
+        let functions = machine.functions().iter();
+        functions
+            .map(|attached| attached.function.placed_bars())
+            .collect::<Vec<_>>()
+    };
+    let before = places(&machine);
+    assert_eq!(before[1][0].1, old);
+    let asleep = paused(machine);
+    rig.snapshot(&asleep, config).unwrap();
+    drop(asleep);
+    rig.renew();
+    let awake = resumed(rig.restore().unwrap());
+    assert_eq!(places(&awake), before);
 }

@@ -1,5 +1,6 @@
 //! Building and restoring a function, and the states that are refused.
 
+use dormouse_pci::{BarIndex, ConfigEffect};
 use dormouse_vfio_migration::MigFlags;
 use dormouse_vfio_migration::testing::ScriptedDevice;
 
@@ -76,6 +77,46 @@ fn a_used_device_restores_to_the_same_and_is_set_up_alike() {
         1,
         "pending over sleep and wake"
     );
+}
+
+#[test]
+fn the_old_place_of_a_bar_that_does_not_answer_is_not_recorded() {
+    let rig = Rig::new(Model::igb_vf());
+    // BAR 3 answers, is sized, and BAR 0 comes to its place.
+    rig.write16(0x04, 0x0006);
+    rig.write32(0x1c, BAR as u32);
+    rig.write32(0x1c, u32::MAX);
+    rig.write32(0x10, BAR as u32);
+    let state = save(&rig);
+    let recorded: Vec<_> = state.bars.iter().map(|bar| bar.address).collect();
+    assert_eq!(recorded, [BAR], "no two in one place");
+    rig.write16(0x04, 0x0000);
+    assert!(save(&rig).bars.is_empty());
+
+    let mut parts = RigParts::new(Model::igb_vf());
+    parts.state = Some(state.clone());
+    let woken = parts.build().unwrap();
+    woken.function.fix_up().unwrap();
+    assert_eq!(save(&woken), state);
+    assert_eq!(woken.function.placed_bars().len(), 1);
+}
+
+#[test]
+fn of_two_bars_in_one_place_the_one_that_answered_answers_again() {
+    let rig = Rig::new(Model::igb_vf());
+    rig.write16(0x04, 0x0006);
+    rig.write32(0x1c, BAR as u32);
+    rig.write32(0x10, BAR as u32);
+    let state = save(&rig);
+    assert_eq!(state.bars.len(), 1);
+    assert_eq!(state.bars[0].bar, BarIndex::new(3).unwrap());
+    let mut parts = RigParts::new(Model::igb_vf());
+    parts.state = Some(state.clone());
+    let woken = parts.build().unwrap();
+    woken.function.fix_up().unwrap();
+    assert_eq!(woken.function.placed_bars(), rig.function.placed_bars());
+    woken.function.apply_effect(ConfigEffect::LayoutChanged);
+    assert_eq!(save(&woken), state);
 }
 
 #[test]
