@@ -90,8 +90,9 @@ impl Config {
         let mut shadow = self.shadow();
         let was_answering = self.answers(&shadow);
         let mut effects = match write {
+            // What the device did not take has no effect either.
+            WriteTarget::Device if !self.hardware.write_config(offset, data) => Vec::new(),
             WriteTarget::Device => {
-                self.hardware.write_config(offset, data);
                 let effects = shadow.mirror_write(offset, data);
                 self.confirm_power(offset, &mut shadow);
                 effects

@@ -95,17 +95,20 @@ impl Hardware {
         }
     }
 
-    /// Writes configuration space for the guest.
-    pub fn write_config(&self, offset: u16, data: &[u8]) {
+    /// Writes configuration space for the guest. Says whether the device took it; bytes beyond its space go nowhere.
+    #[must_use = "what the device did not take must not be mirrored"]
+    pub fn write_config(&self, offset: u16, data: &[u8]) -> bool {
         let inside = self.config_bytes(offset, data.len());
         if inside == 0 {
-            return;
+            return true;
         }
-        if let Err(source) = self
-            .host
-            .write(CONFIG_REGION, offset.into(), &data[..inside])
-        {
-            self.report(&ConfigWrite { offset, source });
+        let data = &data[..inside];
+        match self.host.write(CONFIG_REGION, offset.into(), data) {
+            Ok(()) => true,
+            Err(source) => {
+                self.report(&ConfigWrite { offset, source });
+                false
+            }
         }
     }
 

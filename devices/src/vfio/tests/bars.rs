@@ -6,6 +6,7 @@ use dormouse_pci::BarIndex;
 
 use crate::access::{BusDevice, Effect};
 use crate::bus::{Mmio, Pio};
+use crate::lifecycle::{Quiesced, Save};
 use crate::vfio::testing::{HostFaults, Model, Rig, RigParts};
 
 const BAR: u64 = 0xd000_0000;
@@ -116,6 +117,31 @@ fn vcpus_that_move_and_switch_at_once_leave_what_the_registers_say() {
         assert!(rig.mmio_read32(address + 0x2000).is_some());
         assert_eq!(rig.host.exposed(), 0);
     }
+}
+
+#[test]
+fn a_write_that_the_device_does_not_take_changes_nothing() {
+    let rig = enabled(Model::nvme());
+    let before = rig.read32(0x88);
+    rig.host.set_faults(HostFaults {
+        writes: true,
+        ..HostFaults::default()
+    });
+    rig.write16(0x04, 0x0000);
+    rig.write16(0x88, 0x1234);
+    rig.write16(0x64, 0x000b);
+    assert!(rig.function.has_failed());
+    assert_eq!(rig.host.mapped(), [BAR..BAR + 0x2000], "it still answers");
+    rig.host.set_faults(HostFaults::default());
+    assert_eq!((rig.read16(0x04), rig.host.command()), (0x0006, 0x0006));
+    assert_eq!(rig.read32(0x88), before);
+    let state = rig.function.save(&Quiesced::declare());
+    let saved = |offset| {
+        let mut registers = state.config.registers.iter();
+        registers.find(|register| register.offset == offset)
+    };
+    assert_eq!(saved(0x04).unwrap().value & 0xffff, 0x0006);
+    assert_eq!(saved(0x88).unwrap().value, before);
 }
 
 #[test]
