@@ -14,6 +14,7 @@ use dormouse_pci::{BarIndex, BarKind, BarPlacement, ConfigEffect, ConfigSpace};
 use super::hardware::Hardware;
 use super::host::CONFIG_REGION;
 use super::plan::{MsiPlan, Plan, RegisterPlan, WriteTarget};
+use super::write_back::WriteBack;
 
 /// Power state in the power management control register; 0 is D0, fully on.
 const POWER_STATE: u16 = 0x3;
@@ -166,6 +167,34 @@ impl Config {
     pub fn push_command(&self) -> io::Result<()> {
         let command = self.shadow().command();
         self.write_command(command)
+    }
+
+    /// Writes what a guest programs in the device itself from the shadow, where the device has something else.
+    ///
+    /// # Errors
+    /// The register and the kernel's answer.
+    pub fn write_back(&self) -> Result<(), (u16, io::Error)> {
+        let host = self.hardware.host();
+        for &WriteBack {
+            offset,
+            len,
+            cleared,
+        } in &self.plan.write_back
+        {
+            let mut wanted = [0; 4];
+            self.shadow().read(offset, &mut wanted[..len]);
+            let wanted = (u32::from_le_bytes(wanted) & !cleared).to_le_bytes();
+            let mut actual = [0; 4];
+            host.read(CONFIG_REGION, offset.into(), &mut actual[..len])
+                .and_then(|()| {
+                    if actual == wanted {
+                        return Ok(());
+                    }
+                    host.write(CONFIG_REGION, offset.into(), &wanted[..len])
+                })
+                .map_err(|source| (offset, source))?;
+        }
+        Ok(())
     }
 
     /// Writes PCI_COMMAND with bus mastering off to the device; the shadow keeps what the guest wants.

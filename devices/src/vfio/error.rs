@@ -69,6 +69,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A register that the guest programmed cannot be written again.
+    #[error("cannot write back register {offset:#x} of device {device}")]
+    WriteBack {
+        /// The device.
+        device: Arc<str>,
+        /// The register.
+        offset: u16,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// Interrupts cannot be set up.
     #[error("cannot set up the interrupts of device {device}")]
     Interrupts {

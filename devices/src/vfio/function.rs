@@ -35,8 +35,8 @@ pub struct VfioFunction {
 }
 
 impl VfioFunction {
-    /// Sets the device up as the shadow says: PCI_COMMAND through the kernel, then interrupts, then the BARs that PCI_COMMAND
-    /// enables. For a device that was just opened, whose state was just loaded, or that was reset.
+    /// Sets the device up as the shadow says: PCI_COMMAND through the kernel, other registers that guests program, then interrupts,
+    /// then the BARs that PCI_COMMAND enables. For a device that was just opened, whose state was just loaded, or that was reset.
     ///
     /// # Errors
     /// When the kernel refuses one of them. The rest is not attempted.
@@ -46,6 +46,13 @@ impl VfioFunction {
             .push_command()
             .map_err(|source| Error::WriteCommand {
                 device: device(),
+                source,
+            })?;
+        self.config
+            .write_back()
+            .map_err(|(offset, source)| Error::WriteBack {
+                device: device(),
+                offset,
                 source,
             })?;
         self.interrupts

@@ -1,7 +1,7 @@
 //! A PCI function of the host, given to a guest with VFIO.
 //!
 //! `function` puts the parts together, `open` builds it. `plan` decides from the device's own bytes which registers the guest
-//! finds (with `capabilities` as its table), `config` carries that out on each access and keeps the shadow true, `bars`
+//! finds (with `capabilities` as its table, and `write_back` for what the device is told again), `config` carries that out on each access and keeps the shadow true, `bars`
 //! makes the BARs answer where the guest put them (`areas`: what of them is mapped; `window`: the rest), `interrupts`
 //! makes the device follow the guest's interrupt registers, `state` is what a snapshot holds, `migration` is sleep and wake.
 //! What the function needs of the host are the traits in `host`; `hardware` counts what fails there.
@@ -38,6 +38,7 @@ pub mod testing;
 #[allow(clippy::single_range_in_vec_init, reason = "areas are lists of ranges")]
 mod tests;
 mod window;
+mod write_back;
 
 pub use bars::{BarSpaces, PlaceError};
 pub use error::{Error, InterruptError};

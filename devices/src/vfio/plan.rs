@@ -11,6 +11,7 @@ use dormouse_pci::{
 };
 
 use super::capabilities::{self, Treatment};
+use super::write_back::{self, WriteBack};
 
 /// Bytes of an MSI-X capability (PCI Local Bus Specification 3.0, section 6.8.2).
 const MSIX_CAPABILITY_LEN: u16 = 12;
@@ -109,6 +110,8 @@ pub(super) struct Plan {
     pub power_control: Option<u16>,
     /// The pin of INTx mode.
     pub pin: Option<InterruptPin>,
+    /// What is written from the shadow when the device is set up.
+    pub write_back: Vec<WriteBack>,
 }
 
 impl Plan {
@@ -137,10 +140,18 @@ impl Plan {
             msix_vectors: None,
             power_control: None,
             pin,
+            write_back: Vec::new(),
         };
         plan.header();
         plan.conventional_capabilities(config, shape)?;
         plan.extended_capabilities()?;
+        let (caps, extended) = (
+            plan.builder.capabilities(),
+            plan.builder.extended_capabilities(),
+        );
+        let mut write_back = write_back::registers(config, caps, extended);
+        write_back.retain(|register| plan.register(register.offset).write == WriteTarget::Device);
+        plan.write_back = write_back;
         Ok(plan)
     }
 

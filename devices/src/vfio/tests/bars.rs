@@ -316,6 +316,7 @@ fn a_guest_reset_of_the_function_takes_everything_back() {
             "host: config 0x88",
             "host: disarm Msix",
             "host: command 0x0000",
+            "host: config 0x88",
             "line: connect",
             "host: arm Intx 0 x",
             "host: unmask on resample",

@@ -109,6 +109,61 @@ fn wake_fixes_the_device_up_in_resuming_and_in_order() {
 }
 
 #[test]
+fn wake_writes_back_what_the_guest_programmed_in_the_device() {
+    let mut model = Model::nvme();
+    // Advanced error reporting behind the last extended capability.
+    model.config[0x160..0x164].copy_from_slice(&0x1801_0015_u32.to_le_bytes());
+    model.config[0x180..0x184].copy_from_slice(&0x0001_0001_u32.to_le_bytes());
+    let trace = Trace::new();
+    let source = Sleeper::new("vfio0", model.clone(), &trace, None);
+    let rig = &source.rig;
+    rig.write16(0x04, 0x0404);
+    rig.write16(0x88, 0x5936);
+    rig.write16(0xa8, 0x0400);
+    rig.write16(0x90, 0x0002);
+    rig.write32(0x188, 0x1111_0000);
+    rig.write32(0x18c, 0x2222_0000);
+    rig.write32(0x194, 0x3333_0000);
+    rig.write32(0x190, 0xffff_ffff);
+    rig.host.set_config_byte(0x8a, 0x0f);
+    pause(&[&rig.function], PeerDma::Possible).unwrap();
+    let (state, blob) = source.save();
+
+    let woken = Sleeper::new("vfio0", model, &trace, Some(state.clone()));
+    trace.clear();
+    woken.load(&blob).unwrap();
+    assert_eq!(
+        trace.changes()[2..],
+        [
+            "host: command 0x0404",
+            "host: config 0x88",
+            "host: config 0xa8",
+            "host: config 0x188",
+            "host: config 0x18c",
+            "host: config 0x194",
+            "line: connect",
+            "host: arm Intx 0 x",
+            "host: unmask on resample"
+        ]
+    );
+    let byte = |offset| woken.rig.host.config_byte(offset);
+    assert_eq!([byte(0x88), byte(0x89), byte(0x8a)], [0x36, 0x59, 0x00]);
+    assert_eq!([byte(0xa9), byte(0x90)], [0x04, 0x00]);
+    assert_eq!([byte(0x18b), byte(0x18f), byte(0x197)], [0x11, 0x22, 0x33]);
+    assert_eq!(byte(0x193), 0, "status is not written");
+    assert_eq!(woken.rig.function.save(&Quiesced::declare()), state);
+    // What is right already is not written again.
+    trace.clear();
+    woken.rig.function.fix_up().unwrap();
+    assert!(
+        !trace
+            .changes()
+            .iter()
+            .any(|line| line.contains("config 0x"))
+    );
+}
+
+#[test]
 fn functions_are_paused_and_resumed_in_phases() {
     let trace = Trace::new();
     let one = Sleeper::new("vfio0", Model::mtty(), &trace, None);
