@@ -102,6 +102,19 @@ impl ConfigSpace {
         }
     }
 
+    /// Takes the bits that start a function-level reset out of a guest write, for an owner that
+    /// resets the hardware by other means and passes the rest of the write on.
+    pub fn strip_reset(&self, offset: u16, data: &mut [u8]) {
+        let Some(write) = DwordWrite::decode(offset, data) else {
+            return;
+        };
+        let resets = self.reset_bits.iter();
+        let bits = resets
+            .filter(|reset| reset.register == write.register)
+            .fold(0, |bits, reset| bits | reset.bit);
+        access::read_part(offset, data, |_| write.value & !bits);
+    }
+
     /// Records what the hardware behind this model answered to a read, in the bits that hardware
     /// may change by itself.
     ///

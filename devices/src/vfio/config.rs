@@ -91,12 +91,20 @@ impl Config {
         let mut shadow = self.shadow();
         let was_answering = self.answers(&shadow);
         let mut effects = match write {
-            // What the device did not take has no effect either.
-            WriteTarget::Device if !self.hardware.write_config(offset, data) => Vec::new(),
             WriteTarget::Device => {
-                let effects = shadow.mirror_write(offset, data);
-                self.confirm_power(offset, &mut shadow);
-                effects
+                let mut passed = [0; 4];
+                let passed = &mut passed[..data.len()];
+                passed.copy_from_slice(data);
+                // The kernel would not tell whether a reset that the guest starts there succeeds.
+                shadow.strip_reset(offset, passed);
+                if self.hardware.write_config(offset, passed) {
+                    let effects = shadow.mirror_write(offset, data);
+                    self.confirm_power(offset, &mut shadow);
+                    effects
+                } else {
+                    // What the device did not take has no effect either.
+                    Vec::new()
+                }
             }
             WriteTarget::Model => shadow.write(offset, data),
             WriteTarget::Nobody => Vec::new(),

@@ -110,7 +110,7 @@ impl VfioFunction {
             ConfigEffect::Msi(change) | ConfigEffect::Msix(change) => {
                 self.interrupts.follow(&change);
             }
-            ConfigEffect::FunctionReset => self.after_function_reset(),
+            ConfigEffect::FunctionReset => self.reset_by_guest(),
             // The write itself reached the device through the kernel, which acts on both.
             ConfigEffect::BusMasterChanged { .. }
             | ConfigEffect::InterruptDisableChanged { .. } => {}
@@ -219,12 +219,18 @@ impl VfioFunction {
         }
     }
 
-    /// The kernel has reset the function when the guest's write to its reset bit returned, and restored what its own driver had
-    /// programmed. For the guest everything is as after power-on, so the device has to forget as well.
-    fn after_function_reset(&self) {
+    /// The guest has set the function's reset bit, which the device was not shown. The kernel restores after a reset what its own
+    /// driver had programmed; for the guest everything is as after power-on, so the device has to forget as well. A device that
+    /// cannot be reset loses at least its bus mastering.
+    fn reset_by_guest(&self) {
         self.bars().unplace_all();
         if let Err(error) = self.interrupts.switch_off() {
             self.hardware.report(&error);
+        }
+        match reset_device(&self.hardware) {
+            Ok(true) => {}
+            Ok(false) => self.hardware.report(&NoReset),
+            Err(error) => self.hardware.report(&error),
         }
         self.forget_guest();
         self.state_lost.store(false, Ordering::Relaxed);
@@ -257,6 +263,11 @@ impl VfioFunction {
         self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// A failed reset by the guest, for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest resets the function, and the kernel has no reset for it")]
+struct NoReset;
 
 impl PciFunction for VfioFunction {
     fn config_read(&self, offset: u16, data: &mut [u8]) {

@@ -122,6 +122,12 @@ impl Opened {
             Arc::clone(&deps.host),
         ));
         let was_reset = reset_device(&hardware)?;
+        if !was_reset {
+            tracing::warn!(
+                "{}: has no reset of its own: the guest may find it as its last user left it",
+                hardware.name()
+            );
+        }
         let migration = match &deps.migration {
             Some(io) => MigratableDevice::open(hardware.name(), Arc::clone(io))?,
             None => None,
@@ -244,10 +250,6 @@ pub(super) fn reset_device(hardware: &Hardware) -> Result<bool, Error> {
     while let Err(source) = hardware.host().reset() {
         match errno(&source) {
             Some(Errno::INVAL | Errno::NOTTY) => {
-                tracing::warn!(
-                    "{}: has no reset of its own: the guest may find it as its last user left it",
-                    hardware.name()
-                );
                 return Ok(false);
             }
             Some(Errno::AGAIN | Errno::INTR) if attempt < RESET_ATTEMPTS => {

@@ -487,6 +487,35 @@ fn function_level_reset_is_an_effect_and_not_a_stored_bit() {
 }
 
 #[test]
+fn reset_bits_can_be_taken_out_of_a_write() {
+    let config = shadow().build();
+    let strip = |offset, data: &[u8]| {
+        let mut data = data.to_vec();
+        config.strip_reset(offset, &mut data);
+        data
+    };
+    assert_eq!(strip(0x48, &[0x36, 0xa9]), [0x36, 0x29]);
+    assert_eq!(strip(0x49, &[0xff]), [0x7f]);
+    assert_eq!(strip(0x48, &[0xff; 4]), [0xff, 0x7f, 0xff, 0xff]);
+    assert_eq!(strip(0x4c, &[0xff; 4]), [0xff; 4]);
+    assert_eq!(strip(0x4b, &[0xff; 2]), [0xff; 2], "no access");
+}
+
+#[test]
+fn advanced_features_reset_only_with_transactions_pending() {
+    for (flags, resets) in [(0x03, true), (0x02, false), (0x01, false)] {
+        let mut bytes = vec![0; 256];
+        store(&mut bytes, 0x00, 0x1234_5678);
+        store(&mut bytes, 0x04, 0x0010_0000);
+        store(&mut bytes, 0x34, 0x40);
+        store(&mut bytes, 0x40, u32::from_le_bytes([0x13, 0, 6, flags]));
+        let mut config = ConfigSpaceBuilder::from_device(&bytes).unwrap().build();
+        let reset = config.write(0x44, &[1]) == [ConfigEffect::FunctionReset];
+        assert_eq!(reset, resets, "{flags:#x}");
+    }
+}
+
+#[test]
 fn state_must_agree_about_msix() {
     let mut without = emulated().build().save();
     without.msix = None;

@@ -12,8 +12,9 @@ use crate::regs::CapabilityId;
 const PCIE_RESET_CAPABLE: u32 = 1 << 28;
 /// Device control of PCI Express: reset the function.
 const PCIE_INITIATE_RESET: u32 = 1 << 15;
-/// Advanced features, first dword: the function can be reset.
-const AF_RESET_CAPABLE: u32 = 1 << 25;
+/// Advanced features, first dword: the function can be reset, and tells when its transactions are
+/// done. Neither is of use without the other.
+const AF_RESET_CAPABLE: u32 = 1 << 25 | 1 << 24;
 /// Advanced features, second dword: reset the function.
 const AF_INITIATE_RESET: u32 = 1 << 0;
 
@@ -44,7 +45,7 @@ pub(crate) fn define_reset_bits(
             }
             _ => continue,
         };
-        if registers.reset_value(flags) & capable == 0 {
+        if registers.reset_value(flags) & capable != capable {
             continue;
         }
         if let Some(register) = registers.register_mut(control) {

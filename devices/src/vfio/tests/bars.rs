@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dormouse_pci::BarIndex;
+use dormouse_pci::{BarIndex, ConfigEffect, PciFunction};
 
 use crate::access::{BusDevice, Effect};
 use crate::bus::{Mmio, Pio};
@@ -315,6 +315,7 @@ fn a_guest_reset_of_the_function_takes_everything_back() {
         [
             "host: config 0x88",
             "host: disarm Msix",
+            "host: reset",
             "host: command 0x0000",
             "host: config 0x88",
             "line: connect",
@@ -325,6 +326,30 @@ fn a_guest_reset_of_the_function_takes_everything_back() {
     assert!(rig.host.mapped().is_empty());
     assert_eq!(rig.read32(0x10), 0x4);
     assert_eq!((rig.read16(0x04), rig.read16(0x42)), (0, 4));
+}
+
+#[test]
+fn the_device_is_reset_by_the_host_and_not_by_its_reset_bit() {
+    let rig = enabled(Model::nvme());
+    rig.host.set_faults(HostFaults {
+        reset: Some(5),
+        ..HostFaults::default()
+    });
+    let effects = rig.function.config_write(0x88, &0xa936_u16.to_le_bytes());
+    assert_eq!(effects, [ConfigEffect::FunctionReset]);
+    assert_eq!(rig.host.config_byte(0x89), 0x29, "without the bit");
+    rig.function.apply_effect(ConfigEffect::FunctionReset);
+    assert!(rig.function.has_failed(), "a failed reset is told");
+    assert_eq!(rig.host.command(), 0, "and the device does no more DMA");
+    assert!(rig.host.mapped().is_empty());
+
+    let rig = enabled(Model::nvme());
+    rig.host.set_faults(HostFaults {
+        reset: Some(22),
+        ..HostFaults::default()
+    });
+    rig.write16(0x88, 0x8000);
+    assert!(rig.function.has_failed(), "also one that the host lacks");
 }
 
 #[test]
