@@ -235,9 +235,8 @@ impl SnapshotWriter {
             })
         };
         sync_directory(self.directory.sync())?;
-        if self.made {
-            sync_directory(self.directory.sync_parent())?;
-        }
+        // Also when an earlier writer made it: that one may have died before it came here.
+        sync_directory(self.directory.sync_parent())?;
         sync_directory(
             self.directory
                 .rename(PARTIAL_MANIFEST_FILE, MANIFEST_FILE)
