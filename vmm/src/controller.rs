@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::control::{Calls, Remote};
 use crate::events::{EventQueue, MachineEvent};
 use crate::kvm::{self, Kvm, StopReason};
-use crate::machine::{BuildError, Host, Machine, PauseError, kernel_functions};
+use crate::machine::{BuildError, Host, KernelFunctions, Machine, PauseError};
 use crate::seccomp;
 use crate::signals::Signals;
 use crate::vcpu_thread;
@@ -168,7 +168,7 @@ impl Controller {
             kvm: Arc::new(kvm),
             events: queue.sender(),
             seccomp: seccomp_mode,
-            functions: kernel_functions(),
+            functions: Box::new(KernelFunctions),
         };
         Ok(Self {
             vm: None,

@@ -8,6 +8,7 @@
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use dormouse_vfio_migration::group::{self, GroupError, PeerDma};
 use dormouse_vfio_migration::{MigratableDevice, Outcome, StreamControl};
@@ -110,6 +111,7 @@ impl VfioFunction {
     }
 
     /// Loads a state of `length` bytes into the device and sets it up, all before it may run. It then waits for [`resume`].
+    /// Returns when the fix-ups, which come last, began.
     ///
     /// # Errors
     /// When the device refuses the state or one of the fix-ups: it has then been reset.
@@ -118,15 +120,16 @@ impl VfioFunction {
         source: &mut dyn Read,
         length: u64,
         control: &mut StreamControl<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<Instant, Error> {
         let mut migration = self.migratable();
         let device = migration.as_mut().ok_or_else(|| self.not_migratable())?;
         let loaded = device.begin_resuming()?.load(source, length, control)?;
+        let fix_up = Instant::now();
         // On failure `loaded` is dropped, which resets the device: it must not run half set up.
         self.fix_up()?;
         loaded.keep();
         self.state_lost.store(false, Ordering::Relaxed);
-        Ok(())
+        Ok(fix_up)
     }
 
     /// Gives up a restore that failed elsewhere: the device runs again, for whoever opens it next.

@@ -144,7 +144,10 @@ impl Controller {
         };
         let (slot, outcome) = match std::mem::replace(&mut vm.slot, Slot::InTransit) {
             Slot::Paused(paused) => match paused.resume() {
-                Ok(machine) => (Slot::Running(machine), Ok(())),
+                Ok((machine, timeline)) => {
+                    vm.timeline = timeline.or(vm.timeline.take());
+                    (Slot::Running(machine), Ok(()))
+                }
                 Err(refusal) => {
                     let (paused, error) = *refusal;
                     (Slot::Paused(paused), Err(failed(attempt, &error)))

@@ -13,7 +13,9 @@ use thiserror::Error;
 use super::requests::{WrongState, failed, refused};
 use super::slot::{Slot, Vm};
 use super::{Controller, Error as ControllerError};
-use crate::machine::{Machine, PauseError, RestoreError, RestoreOptions, VerifiedSnapshot};
+use crate::machine::{
+    Machine, PauseError, RestoreError, RestoreOptions, Stopwatch, VerifiedSnapshot,
+};
 use crate::memory::RestoreMode;
 use crate::progress::ActionProgress;
 use crate::snapshot::{ReadError, Snapshot};
@@ -100,13 +102,16 @@ impl Controller {
         }
         request.validate().map_err(Error::Request)?;
         let directory = request.directory().map_err(Error::Url)?;
-        let snapshot = Snapshot::open(&directory).map_err(Error::Snapshot)?;
+        let stopwatch = Stopwatch::default();
+        let snapshot = stopwatch
+            .phase("open snapshot", None, |_| 0, || Snapshot::open(&directory))
+            .map_err(Error::Snapshot)?;
         let mut config = snapshot.config().clone();
         replace_paths(&mut config, &request.device_paths)?;
         config.memory.prefault |= request.prefault;
         config.validate().map_err(Error::Config)?;
 
-        let outcome = self.restore_machine(snapshot, config, request);
+        let outcome = self.restore_machine(snapshot, config, request, stopwatch);
         if outcome.is_err() {
             self.end_machine(Slot::Down);
             self.close_console();
@@ -121,6 +126,7 @@ impl Controller {
         snapshot: Snapshot,
         config: VmConfig,
         request: &RestoreRequest,
+        stopwatch: Stopwatch,
     ) -> Result<(), Error> {
         let progress = ActionProgress::begin(self.calls.shared(), Operation::Restore);
         let mode = match request.memory_restore_mode {
@@ -132,23 +138,27 @@ impl Controller {
             verify: request.verify,
         };
         let failed = |error| Error::Restore(Box::new(error));
-        let verified = VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress)
-            .map_err(failed)?;
+        let verified =
+            VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress, stopwatch)
+                .map_err(failed)?;
         self.open_console(&config.serial)
             .map_err(|error| Error::Console(Box::new(error)))?;
         let console = self.console.as_ref().map(|open| &open.console);
-        let (paused, timeline) =
+        let (paused, mut timeline) =
             Machine::restore(verified, &config, &self.host, console, &progress).map_err(failed)?;
         drop(progress);
-        log_timeline(&timeline);
         let slot = if request.resume {
             match paused.resume() {
-                Ok(machine) => Slot::Running(machine),
+                Ok((machine, whole)) => {
+                    timeline = whole.unwrap_or(timeline);
+                    Slot::Running(machine)
+                }
                 Err(refusal) => return Err(Error::Resume(refusal.1)),
             }
         } else {
             Slot::Paused(paused)
         };
+        log_timeline(&timeline);
         self.vm = Some(Vm {
             config: Arc::new(config),
             slot,

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::Machine;
 use super::frame::Frame;
-use super::function_source::MakeFunctionSource;
+use super::function_source::FunctionHost;
 use super::passthrough::{self, Passthrough, assign_bars};
 use super::platform::{self, Platform};
 use super::timeline::Stopwatch;
@@ -38,7 +38,7 @@ pub struct Host {
     /// The filter of the threads.
     pub seccomp: seccomp::Mode,
     /// Where passed-through functions come from.
-    pub functions: Box<MakeFunctionSource>,
+    pub functions: Box<dyn FunctionHost>,
 }
 
 /// Why a machine could not be built.
@@ -116,7 +116,7 @@ impl Machine {
         let passthrough = Passthrough::new(
             config,
             &frame,
-            &host.functions,
+            host.functions.as_ref(),
             |_| None,
             |candidate| {
                 let function = candidate.function(&frame, &stopwatch, VfioFunction::new)?;

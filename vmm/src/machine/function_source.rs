@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dormouse_devices::vfio::host::HostFunction;
 use dormouse_vfio_migration::{KernelDevice, MigrationIo};
 
-use crate::vfio::{Error, HostDevices, Placement, Request};
+use crate::vfio::{Error, HostDevices, Identity, Placement, Request, check_all};
 
 /// A function that is open on the host, reachable by guest RAM's DMA mappings and not yet part of a machine.
 #[derive(Clone)]
@@ -30,13 +30,30 @@ pub trait FunctionSource: Send {
     fn open_functions(&self, requests: &[Request<'_>]) -> Result<Vec<OpenFunction>, Error>;
 }
 
-/// Makes the source of one machine.
-pub type MakeFunctionSource = dyn Fn(Placement) -> Box<dyn FunctionSource> + Send + Sync;
+/// Where the functions of all machines are.
+pub trait FunctionHost: Send + Sync {
+    /// The source of one machine.
+    fn source(&self, placement: Placement) -> Box<dyn FunctionSource>;
+
+    /// Refuses what can be seen not to be there or not to be free without opening anything, and tells the ids of PCI functions.
+    ///
+    /// # Errors
+    /// The first function that cannot be passed through.
+    fn survey(&self, requests: &[Request<'_>]) -> Result<Vec<Option<Identity>>, Error>;
+}
 
 /// The kernel's VFIO devices.
-#[must_use]
-pub fn kernel_functions() -> Box<MakeFunctionSource> {
-    Box::new(|placement| Box::new(HostDevices::new(placement)))
+pub struct KernelFunctions;
+
+impl FunctionHost for KernelFunctions {
+    fn source(&self, placement: Placement) -> Box<dyn FunctionSource> {
+        Box::new(HostDevices::new(placement))
+    }
+
+    fn survey(&self, requests: &[Request<'_>]) -> Result<Vec<Option<Identity>>, Error> {
+        let devices = check_all(requests, &[])?;
+        Ok(devices.iter().map(|device| device.identity).collect())
+    }
 }
 
 impl FunctionSource for HostDevices {

@@ -7,6 +7,7 @@ mod build;
 mod frame;
 mod function_source;
 mod guest_time;
+mod on_each;
 mod passthrough;
 mod paused;
 mod platform;
@@ -21,18 +22,18 @@ use std::sync::Arc;
 
 pub use build::{Error as BuildError, Host};
 pub use frame::BusState;
-pub use function_source::{FunctionSource, MakeFunctionSource, OpenFunction, kernel_functions};
+pub use function_source::{FunctionHost, FunctionSource, KernelFunctions, OpenFunction};
 pub use passthrough::Attached;
 pub use paused::{Error as PauseError, PausedMachine, Refused};
 pub use restore::{Error as RestoreError, Options as RestoreOptions, Verified as VerifiedSnapshot};
 pub use save::Error as SaveError;
+pub use timeline::Stopwatch;
 pub use topology::Processors;
 
 use platform::Platform;
 
 use frame::Frame;
 use passthrough::Passthrough;
-use timeline::Stopwatch;
 
 use crate::kvm::Vcpu;
 use crate::vcpu_thread::{Error as VcpuError, ExitCounters, VcpuThread};

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::Machine;
 use super::frame::Frame;
-use super::function_source::{FunctionSource, MakeFunctionSource, OpenFunction};
+use super::function_source::{FunctionHost, FunctionSource, OpenFunction};
 use super::timed_migration::TimedMigration;
 use super::timeline::Stopwatch;
 use crate::interrupts::SlotInterrupts;
@@ -195,12 +195,12 @@ impl Passthrough {
     pub fn new(
         config: &VmConfig,
         frame: &Frame,
-        make_source: &MakeFunctionSource,
+        host: &dyn FunctionHost,
         recorded: impl Fn(&str) -> Option<Bdf>,
         mut build: impl FnMut(&Candidate<'_>) -> Result<Arc<VfioFunction>, Error>,
     ) -> Result<Self, Error> {
         let platform: PlatformConfig = config.platform_or_default();
-        let source = make_source(Placement {
+        let source = host.source(Placement {
             vm: Arc::clone(&frame.vm),
             ram: frame.ram.clone(),
             slots: Arc::clone(&frame.slots),
@@ -208,17 +208,8 @@ impl Passthrough {
             peer_to_peer: platform.vfio_p2p_dma,
             roots: Roots::default(),
         });
-        let ids: Vec<String> = config
-            .devices
-            .iter()
-            .map(|device| device.id.clone().unwrap_or_default())
-            .collect();
-        let requests: Vec<_> = std::iter::zip(&ids, &config.devices)
-            .map(|(id, device)| Request {
-                id,
-                path: device.path.as_deref().unwrap_or_else(|| "".as_ref()),
-            })
-            .collect();
+        let ids = ids(config);
+        let requests = requests(&ids, config);
         let opened = source.open_functions(&requests).map_err(Error::Open)?;
         let mut passthrough = Self {
             functions: Vec::new(),
@@ -317,6 +308,22 @@ impl Machine {
         let passthrough = &self.passthrough;
         migration::check_pausable(&passthrough.group(), passthrough.peer_dma()).err()
     }
+}
+
+/// The ids of the devices of `config`, in their order there.
+pub fn ids(config: &VmConfig) -> Vec<String> {
+    let ids = config.devices.iter().map(|device| device.id.clone());
+    ids.map(Option::unwrap_or_default).collect()
+}
+
+/// What is asked of the host for the devices of `config`, whose ids are `ids`.
+pub fn requests<'a>(ids: &'a [String], config: &'a VmConfig) -> Vec<Request<'a>> {
+    std::iter::zip(ids, &config.devices)
+        .map(|(id, device)| Request {
+            id,
+            path: device.path.as_deref().unwrap_or_else(|| "".as_ref()),
+        })
+        .collect()
 }
 
 /// Gives every BAR of a fresh function an address, as firmware does.

@@ -3,7 +3,7 @@
 //! Only `Machine::pause` and `Machine::restore` make a `PausedMachine`, and only a `PausedMachine` can be saved: what stands still
 //! cannot be forged. On the way down the vCPUs stop first and the devices last, on the way up it is the other way round.
 
-use dormouse_api::response::Phase;
+use dormouse_api::response::{Operation, Phase, Timeline};
 use dormouse_devices::vfio::migration;
 use dormouse_vfio_migration::group::GroupError;
 use thiserror::Error;
@@ -37,6 +37,8 @@ pub struct PausedMachine {
     pub(super) time: GuestTime,
     /// How the machine was paused, for the timeline of a snapshot.
     pub(super) pause_phases: Vec<Phase>,
+    /// How the machine was restored, if it was and has not run since: waking is the end of that story.
+    restore_phases: Option<Vec<Phase>>,
 }
 
 /// A step that failed, and the machine as it was before.
@@ -54,6 +56,7 @@ impl Machine {
                 pause_phases: self.stopwatch.phases(),
                 machine: self,
                 time,
+                restore_phases: None,
             }),
             Err(error) => {
                 // A thread that has died is reported by the error; the others go on.
@@ -86,6 +89,7 @@ impl PausedMachine {
     /// A machine that was restored; nothing of it has run yet.
     pub(super) fn restored(machine: Machine, time: GuestTime) -> Self {
         Self {
+            restore_phases: Some(machine.stopwatch.phases()),
             machine,
             time,
             pause_phases: Vec::new(),
@@ -94,11 +98,19 @@ impl PausedMachine {
 
     /// Starts the devices, then the vCPUs. For the guest's clocks no time has passed.
     ///
+    /// A machine that was restored also tells the whole timeline of that, waking included.
+    ///
     /// # Errors
     /// The machine, still paused, and what could not be started.
-    pub fn resume(self) -> Result<Machine, Refused<Self>> {
-        match self.start() {
-            Ok(()) => Ok(self.machine),
+    pub fn resume(self) -> Result<(Machine, Option<Timeline>), Refused<Self>> {
+        let stopwatch = &self.machine.stopwatch;
+        stopwatch.continue_from(self.restore_phases.as_deref().unwrap_or_default());
+        match stopwatch.phase("resume", None, |_| 0, || self.start()) {
+            Ok(()) => {
+                let restored = self.restore_phases.is_some();
+                let timeline = restored.then(|| stopwatch.timeline(Operation::Restore));
+                Ok((self.machine, timeline))
+            }
             Err(error) => Err(Box::new((self, error))),
         }
     }

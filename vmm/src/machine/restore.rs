@@ -5,20 +5,22 @@
 //! devices come back to their places on the bus, and their streams are loaded, each with one step into RESUMING and the fix-ups there.
 //! A failure drops what was built and leaves the devices usable by the next attempt.
 
+mod check;
 mod sections;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dormouse_api::config::{ConsoleMode, VmConfig};
 use dormouse_api::response::{Operation, Timeline};
-use dormouse_arch::x86_64::cpuid::{MissingFeature, missing_features};
+use dormouse_arch::x86_64::cpuid::MissingFeature;
 use dormouse_devices::console::Console;
 use dormouse_devices::vfio::{self, VfioFunction, VfioFunctionState};
-use dormouse_vfio_migration::StreamControl;
 use thiserror::Error;
 
-use sections::Sections;
+pub use check::Verified;
+use streams::load_streams;
 
 use super::Machine;
 use super::build::{Error as BuildError, Host};
@@ -33,7 +35,7 @@ use super::topology::Processors;
 use crate::kvm::{self, Vcpu, VcpuState};
 use crate::memory::{LoadError, Ram, RestoreMode};
 use crate::progress::ActionProgress;
-use crate::snapshot::{ReadError, Snapshot};
+use crate::snapshot::ReadError;
 use crate::vcpu_thread::{VcpuContext, VcpuThread};
 use crate::windows::{self, Window};
 
@@ -80,6 +82,31 @@ pub enum Error {
         /// Whether there is a stream.
         found: bool,
     },
+    /// The host would run out of memory.
+    #[error(
+        "{needed_mib} MiB of RAM have to be there at once and this host has {available_mib} MiB available; make room, or restore on another host"
+    )]
+    TooLittleMemory {
+        /// What is needed, in MiB.
+        needed_mib: u64,
+        /// What is there, in MiB.
+        available_mib: u64,
+    },
+    /// Another model of device.
+    #[error(
+        "the state of device {id} is of a {saved} and {path} is a {found}; give it a device of the same model",
+        path = .path.display()
+    )]
+    Model {
+        /// The device.
+        id: String,
+        /// Where it is on the host.
+        path: std::path::PathBuf,
+        /// Vendor and device id in the snapshot.
+        saved: String,
+        /// Vendor and device id on the host.
+        found: String,
+    },
     /// RAM.
     #[error("cannot restore guest RAM")]
     Memory(#[source] LoadError),
@@ -120,57 +147,6 @@ pub struct Options {
     pub verify: bool,
 }
 
-/// A snapshot that is intact and fits this host. Nothing was built, opened or changed for it yet.
-pub struct Verified {
-    snapshot: Snapshot,
-    sections: Sections,
-    processors: Processors,
-    mode: RestoreMode,
-    stopwatch: Stopwatch,
-}
-
-impl Verified {
-    /// Checks `snapshot`. `config` is the snapshot's, with the paths of devices on this host.
-    ///
-    /// # Errors
-    /// When the snapshot is damaged or does not fit this host or its devices.
-    pub fn check(
-        snapshot: Snapshot,
-        config: &VmConfig,
-        options: Options,
-        host: &Host,
-        progress: &ActionProgress,
-    ) -> Result<Self, Error> {
-        let stopwatch = Stopwatch::default();
-        progress.begin_phase("verify", 0);
-        let sections = stopwatch.phase(
-            "verify",
-            None,
-            |_| 0,
-            || {
-                if options.verify {
-                    snapshot.verify_all(progress).map_err(Error::Snapshot)?;
-                } else {
-                    snapshot
-                        .verify_state_and_streams(progress)
-                        .map_err(Error::Snapshot)?;
-                }
-                Sections::take(&snapshot, config)
-            },
-        )?;
-        let processors = Processors::new(&config.cpus, &host.kvm)
-            .map_err(|error| Error::Build(BuildError::Processors(error)))?;
-        check_features(&sections.vcpus, &processors)?;
-        Ok(Self {
-            snapshot,
-            sections,
-            processors,
-            mode: options.mode,
-            stopwatch,
-        })
-    }
-}
-
 impl Machine {
     /// Restores the machine of a snapshot that was checked with the same `config`.
     ///
@@ -190,12 +166,6 @@ impl Machine {
             mode,
             stopwatch,
         } = verified;
-        // Devices reach RAM by DMA without faulting it in.
-        let mode = if config.devices.is_empty() {
-            mode
-        } else {
-            RestoreMode::Eager
-        };
         progress.begin_phase("memory", config.memory.size);
         let resident = if mode == RestoreMode::Eager {
             config.memory.size
@@ -245,25 +215,9 @@ impl Machine {
             frame,
         };
         let timeline = machine.stopwatch.timeline(Operation::Restore);
-        Ok((
-            PausedMachine::restored(
-                machine,
-                GuestTime::saved(sections.vm.clock_ns, &sections.vcpus),
-            ),
-            timeline,
-        ))
+        let time = GuestTime::saved(sections.vm.clock_ns, &sections.vcpus);
+        Ok((PausedMachine::restored(machine, time), timeline))
     }
-}
-
-fn check_features(vcpus: &[VcpuState], processors: &Processors) -> Result<(), Error> {
-    for (index, vcpu) in (0..).zip(vcpus) {
-        let missing = missing_features(&vcpu.cpuid, &processors.cpuid(index));
-        let count = missing.len();
-        if let Some(first) = missing.into_iter().next() {
-            return Err(Error::MissingFeatures { count, first });
-        }
-    }
-    Ok(())
 }
 
 fn restore_vcpus(
@@ -336,7 +290,7 @@ fn restore_functions(
     let passthrough = Passthrough::new(
         config,
         frame,
-        &host.functions,
+        host.functions.as_ref(),
         |id| saved.get(id).map(|(place, _)| place.bdf),
         |candidate| {
             let (_, state) =
@@ -402,75 +356,4 @@ fn reserve_assigned_bars(state: &VfioFunctionState, windows: &windows::Windows) 
             tracing::debug!("the place of {} after a reset is taken: {error}", bar.bar);
         }
     }
-}
-
-/// Loads all devices at once, one thread each. When one fails, those that were loaded are given up, for the next attempt.
-fn load_streams(
-    passthrough: &Passthrough,
-    saved: &BTreeMap<String, (FunctionPlaceState, VfioFunctionState)>,
-    snapshot: &Snapshot,
-    progress: &ActionProgress,
-    stopwatch: &Stopwatch,
-) -> Result<(), Error> {
-    let is_discarded = |id: &str| saved.get(id).is_some_and(|(place, _)| place.discarded);
-    let outcome: Result<(), Error> = std::thread::scope(|scope| {
-        let workers: Vec<_> = passthrough
-            .functions()
-            .iter()
-            .map(|attached| {
-                let discarded = is_discarded(&attached.id);
-                scope.spawn(move || {
-                    if discarded {
-                        tracing::warn!(
-                            "{}: its state was not saved; the guest finds it after a reset",
-                            attached.id
-                        );
-                        return attached.function.fix_up().map_err(|source| Error::Load {
-                            id: attached.id.clone(),
-                            source,
-                        });
-                    }
-                    load_stream(attached, snapshot, progress, stopwatch)
-                })
-            })
-            .collect();
-        let outcomes = workers
-            .into_iter()
-            .map(|worker| worker.join().expect("loading a stream does not panic"));
-        outcomes.collect()
-    });
-    if outcome.is_err() {
-        for attached in passthrough.functions() {
-            attached.function.abandon();
-        }
-    }
-    outcome
-}
-
-fn load_stream(
-    attached: &passthrough::Attached,
-    snapshot: &Snapshot,
-    progress: &ActionProgress,
-    stopwatch: &Stopwatch,
-) -> Result<(), Error> {
-    let start = Instant::now();
-    let mut stream = snapshot
-        .device_stream(&attached.id)
-        .map_err(Error::Snapshot)?;
-    let length = stream.length();
-    let mut report = |bytes| progress.device(&attached.id, "load", bytes, Some(length));
-    let mut control = StreamControl {
-        cancel: Some(progress.cancelled()),
-        progress: Some(&mut report),
-        ..StreamControl::default()
-    };
-    attached
-        .function
-        .load(&mut stream, length, &mut control)
-        .map_err(|source| Error::Load {
-            id: attached.id.clone(),
-            source,
-        })?;
-    stopwatch.record("load device", Some(&attached.id), start, length);
-    Ok(())
 }

@@ -14,6 +14,7 @@ use dormouse_devices::{Quiesced, Save};
 use dormouse_vfio_migration::StreamControl;
 use thiserror::Error;
 
+use super::on_each::on_each;
 use super::passthrough::Attached;
 use super::paused::PausedMachine;
 use super::state::{FunctionPlaceState, HostBridgeState, ONLY};
@@ -165,17 +166,8 @@ impl PausedMachine {
             .iter()
             .filter(|attached| !is_discarded(attached));
         let stopwatch = &self.machine.stopwatch;
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = saved
-                .map(|attached| {
-                    scope.spawn(move || save_stream(attached, writer, progress, stopwatch))
-                })
-                .collect();
-            let outcomes = workers
-                .into_iter()
-                .map(|worker| worker.join().expect("saving a stream does not panic"));
-            // The first failure counts; the scope waits for the others.
-            outcomes.collect()
+        on_each(saved, |attached| {
+            save_stream(attached, writer, progress, stopwatch)
         })
     }
 

@@ -9,7 +9,7 @@ mod slots;
 
 pub use dump::{DumpError, Dumped, dump};
 pub use load::{LoadError, RestoreMode};
-pub use ram::{Error, HugePages, Ram};
+pub use ram::{Error, HugePages, Ram, available_bytes};
 pub(crate) use resident::data_ranges;
 pub use slots::SlotAllocator;
 

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use dormouse_api::config::MemoryConfig;
@@ -18,8 +17,12 @@ use vm_memory::{
     MmapRegion,
 };
 
+use super::parallel::each_unit;
+
 /// How many times the host's RAM and swap a VM may be given: more is a typing error, not overcommitment.
 const MAX_OVERCOMMIT: u64 = 8;
+/// What one thread makes present at a time: whole huge pages, so that no two threads fault the same one.
+const POPULATE_BYTES: usize = 64 << 20;
 /// `MFD_HUGE_SHIFT` of `linux/memfd.h`: where the logarithm of the huge page size stands in the flags.
 const MFD_HUGE_SHIFT: u32 = 26;
 
@@ -200,26 +203,17 @@ impl Ram {
 
     /// Makes every page present, with one thread per processor.
     fn populate(&self) -> Result<(), Error> {
-        let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         for region in self.memory.iter() {
-            let len = region.len() as usize;
-            // Whole huge pages per thread, so that no two threads fault the same one.
-            let share = len.div_ceil(threads).next_multiple_of(1 << 21);
-            let base = region.as_ptr() as usize;
-            let outcome = std::thread::scope(|scope| {
-                let workers: Vec<_> = (0..len)
-                    .step_by(share)
-                    .map(|start| {
-                        scope.spawn(move || populate_range(base + start, share.min(len - start)))
-                    })
-                    .collect();
-                workers
-                    .into_iter()
-                    .try_for_each(|worker| worker.join().expect("populate_range does not panic"))
-            });
-            outcome.map_err(|source| Error::Prefault {
-                size: self.size,
-                source,
+            let (base, len) = (region.as_ptr() as usize, region.len() as usize);
+            let populate = |(): &mut (), unit: u64| {
+                let start = unit as usize * POPULATE_BYTES;
+                populate_range(base + start, POPULATE_BYTES.min(len - start))
+            };
+            each_unit(len.div_ceil(POPULATE_BYTES) as u64, || (), populate).map_err(|source| {
+                Error::Prefault {
+                    size: self.size,
+                    source,
+                }
             })?;
         }
         Ok(())
@@ -338,6 +332,19 @@ fn advise(config: &MemoryConfig, mapping: &MmapRegion) {
 }
 
 /// Bytes of RAM and swap of this host, 0 when unknown.
+/// Bytes that this host could give to a process now, `with_swap` or without; none where the kernel does not tell.
+#[must_use]
+pub fn available_bytes(with_swap: bool) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let bytes = |key: &str| -> Option<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    let swap = if with_swap { bytes("SwapFree:") } else { None };
+    Some(bytes("MemAvailable:")?.saturating_add(swap.unwrap_or(0)))
+}
+
 fn host_memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     (info.totalram as u64)

@@ -98,6 +98,13 @@ impl Snapshot {
         &self.config
     }
 
+    /// Bytes of all states and device streams.
+    #[must_use]
+    pub fn section_bytes(&self) -> u64 {
+        let sections = self.manifest().sections.iter();
+        sections.map(|section| section.length).sum()
+    }
+
     /// The memory file and what is in it.
     #[must_use]
     pub fn memory(&self) -> (&File, &MemoryImage) {

@@ -29,5 +29,5 @@ mod tests;
 pub use device::KernelFunction;
 pub use error::Error;
 pub use iommu::OpenDevice;
-pub use open::{HostDevices, Placement, Request};
+pub use open::{HostDevices, Placement, Request, check_all};
 pub use sysfs::{Bus, Group, HostDevice, Identity, Member, Roots};

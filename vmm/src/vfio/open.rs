@@ -155,7 +155,7 @@ impl HostDevices {
 }
 
 /// Reads what sysfs says of all devices, and refuses what it can refuse.
-pub(super) fn check_all(
+pub fn check_all(
     requests: &[Request<'_>],
     in_use: &[(&str, &Path)],
 ) -> Result<Vec<HostDevice>, Error> {

@@ -130,8 +130,13 @@ fn restore_verifies_first_and_opens_devices_last() {
     rig.sleep();
     let _paused = rig.restore().unwrap();
     let lines = rig.recording.take();
-    assert_eq!(lines.of("vmm")[0], "phase verify", "{lines}");
-    lines.assert_order(&["phase verify", "phase load memory", "source: open"]);
+    assert_eq!(lines.of("vmm")[0], "phase open snapshot", "{lines}");
+    lines.assert_order(&[
+        "phase open snapshot",
+        "phase verify",
+        "phase load memory",
+        "source: open",
+    ]);
     for before in [
         "the state of vCPU",
         "the interrupt controllers are set",
@@ -242,4 +247,37 @@ fn the_old_place_of_a_bar_may_be_another_ones() {
     rig.renew();
     let awake = resumed(rig.restore().unwrap());
     assert_eq!(places(&awake), before);
+}
+
+#[test]
+fn a_restore_tells_its_phases_to_the_end() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    rig.sleep();
+    let Ok((machine, timeline)) = rig.restore().unwrap().resume() else {
+        panic!("the restored machine does not wake")
+    };
+    let timeline = timeline.expect("it has not run since it was restored");
+    let begun = |name: &str, device: Option<&str>| {
+        let mut phases = timeline.phases.iter();
+        let phase = phases.find(|phase| phase.name == name && phase.device.as_deref() == device);
+        phase
+            .unwrap_or_else(|| panic!("no {name} of {device:?} in {timeline:?}"))
+            .start_us
+    };
+    let of_all = [
+        "open snapshot",
+        "verify",
+        "load memory",
+        "open devices",
+        "resume",
+    ];
+    let starts = of_all.map(|name| begun(name, None));
+    assert!(starts.is_sorted(), "{timeline:?}");
+    for id in BOTH {
+        let of_device = ["load device", "fix up", "to RUNNING"].map(|name| begun(name, Some(id)));
+        assert!(of_device.is_sorted(), "{timeline:?}");
+    }
+    // Later nights are no part of that story.
+    let (_machine, again) = paused(machine).resume().unwrap_or_else(|_| panic!("no"));
+    assert!(again.is_none());
 }

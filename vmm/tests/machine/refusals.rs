@@ -5,6 +5,7 @@ use std::fs;
 use dormouse_devices::vfio::testing::{HostFaults, Model};
 use dormouse_vfio_migration::{MigFlags, MigState};
 use dormouse_vmm::machine::{PauseError, RestoreError, SaveError};
+use dormouse_vmm::vfio::Identity;
 use serde_json::json;
 
 use super::rig::{Device, Rig, chain, is_snapshot, paused, resumed};
@@ -165,6 +166,30 @@ fn a_device_of_another_model_is_refused_before_any_state_is_loaded() {
     );
     let lines = rig.recording.take();
     lines.assert_never(&[SET, "host: command", "host: arm", "host: map"]);
+}
+
+#[test]
+fn what_sysfs_tells_is_refused_before_a_device_is_opened() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    rig.sleep();
+    let mut other = rig.device("vfio1");
+    other.seen = Some(Identity {
+        vendor: 0x15b3,
+        device: 0x101e,
+        class: 0x02_0000,
+    });
+    rig.replace("vfio1", other);
+    let Err(error) = rig.restore() else {
+        panic!("another model was taken")
+    };
+    let text = chain(&error);
+    assert!(
+        text.contains("vfio1") && text.contains("15b3:101e"),
+        "{text}"
+    );
+    let lines = rig.recording.take();
+    lines.assert_count("source: survey", 1);
+    lines.assert_never(&[SET, "source: open", "host: "]);
 }
 
 #[test]

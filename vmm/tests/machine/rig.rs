@@ -15,8 +15,8 @@ use dormouse_vmm::control::Calls;
 use dormouse_vmm::events::EventQueue;
 use dormouse_vmm::kvm::{self, Kvm};
 use dormouse_vmm::machine::{
-    FunctionSource, Host, Machine, OpenFunction, PausedMachine, RestoreError, RestoreOptions,
-    SaveError, VerifiedSnapshot,
+    FunctionHost, FunctionSource, Host, Machine, OpenFunction, PausedMachine, RestoreError,
+    RestoreOptions, SaveError, Stopwatch, VerifiedSnapshot,
 };
 use dormouse_vmm::memory::RestoreMode;
 use dormouse_vmm::progress::ActionProgress;
@@ -34,6 +34,8 @@ pub const MIGRATABLE: MigFlags = MigFlags::STOP_COPY.union(MigFlags::P2P);
 pub struct Device {
     pub host: Arc<FakeHost>,
     pub migration: Arc<ScriptedDevice>,
+    /// What can be seen of it without opening it.
+    pub seen: Option<vfio::Identity>,
 }
 
 impl Device {
@@ -46,6 +48,7 @@ impl Device {
         Self {
             host: FakeHost::named(&format!("{id} host"), model, trace),
             migration: ScriptedDevice::new(id, MIGRATABLE, trace),
+            seen: None,
         }
     }
 }
@@ -79,6 +82,31 @@ impl FunctionSource for Fakes {
     }
 }
 
+/// Where they are.
+struct FakeFunctions {
+    devices: Devices,
+    trace: Trace,
+}
+
+impl FunctionHost for FakeFunctions {
+    fn source(&self, _: vfio::Placement) -> Box<dyn FunctionSource> {
+        Box::new(Fakes {
+            devices: Arc::clone(&self.devices),
+            trace: self.trace.clone(),
+        })
+    }
+
+    fn survey(
+        &self,
+        requests: &[vfio::Request<'_>],
+    ) -> Result<Vec<Option<vfio::Identity>>, vfio::Error> {
+        self.trace.note("source", "survey");
+        let devices = self.devices.lock().unwrap();
+        let known = requests.iter().map(|request| devices[request.id].seen);
+        Ok(known.collect())
+    }
+}
+
 /// A host with KVM and fake devices.
 pub struct Rig {
     pub recording: Recording,
@@ -107,11 +135,9 @@ impl Rig {
             kvm: Arc::new(Kvm::open().unwrap()),
             events: queue.sender(),
             seccomp: seccomp::Mode::Off,
-            functions: Box::new(move |_| {
-                Box::new(Fakes {
-                    devices: Arc::clone(&source),
-                    trace: trace.clone(),
-                })
+            functions: Box::new(FakeFunctions {
+                devices: source,
+                trace,
             }),
         };
         Some(Self {
@@ -200,14 +226,22 @@ impl Rig {
 
     /// Restores with a config that need not be the snapshot's.
     pub fn restore_with(&self, config: Value) -> Result<PausedMachine, RestoreError> {
-        let snapshot = Snapshot::open(&self.directory()).map_err(RestoreError::Snapshot)?;
+        let stopwatch = Stopwatch::default();
+        let snapshot = stopwatch.phase(
+            "open snapshot",
+            None,
+            |_| 0,
+            || Snapshot::open(&self.directory()),
+        );
+        let snapshot = snapshot.map_err(RestoreError::Snapshot)?;
         let progress = ActionProgress::begin(self.calls.shared(), Operation::Restore);
         let options = RestoreOptions {
             mode: RestoreMode::OnDemand,
             verify: false,
         };
         let config = parse(config);
-        let verified = VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress)?;
+        let verified =
+            VerifiedSnapshot::check(snapshot, &config, options, &self.host, &progress, stopwatch)?;
         Machine::restore(verified, &config, &self.host, None, &progress).map(|(paused, _)| paused)
     }
 }
@@ -225,9 +259,8 @@ pub fn paused(machine: Machine) -> PausedMachine {
 }
 
 pub fn resumed(paused: PausedMachine) -> Machine {
-    paused
-        .resume()
-        .unwrap_or_else(|refused| panic!("{:?}", refused.1))
+    let woken = paused.resume();
+    woken.unwrap_or_else(|refused| panic!("{:?}", refused.1)).0
 }
 
 /// The error with all its causes.

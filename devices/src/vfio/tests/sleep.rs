@@ -67,6 +67,7 @@ impl Sleeper {
         self.rig
             .function
             .load(&mut &blob[..], blob.len() as u64, control)
+            .map(drop)
     }
 }
 
