@@ -26,5 +26,5 @@ pub use guest::GuestImages;
 pub use huge_pages::HugePages;
 pub use not_run::kvm_guest;
 pub use snapshot::Snapshot;
-pub use terminal::Terminal;
+pub use terminal::{Job, Terminal};
 pub use vm::TestVm;

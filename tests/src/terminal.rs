@@ -5,12 +5,32 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::capture::Capture;
+
+/// Where a shell runs the VMM that it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// It owns the terminal.
+    Foreground,
+    /// It may print on the terminal, and is stopped when it reads from it.
+    Background,
+}
+
+impl Job {
+    /// The shell's commands; its arguments are those of the VMM. It ends as the VMM did, but after one in the foreground
+    /// only when it has read a line: with the end of its session the terminal's settings are gone.
+    fn script(self) -> &'static str {
+        match self {
+            Self::Foreground => r#"set -m; "$@"; code=$?; read -r line; exit $code"#,
+            Self::Background => r#"set -m; "$@" & wait $!"#,
+        }
+    }
+}
 
 /// Both ends of a pseudo-terminal.
 #[derive(Debug)]
@@ -47,6 +67,21 @@ impl Terminal {
     pub fn attach(&self, command: &mut Command) {
         let clone = || OwnedFd::from(self.slave.try_clone().expect("a descriptor is free"));
         command.stdin(clone()).stdout(clone());
+    }
+
+    /// Makes the slave the controlling terminal of a shell with job control, which runs `command`.
+    ///
+    /// # Panics
+    /// When no file descriptor is free.
+    pub fn control(&self, command: &mut Command, job: Job) {
+        let mut shell = Command::new("setsid");
+        shell
+            .args(["--ctty", "sh", "-c", job.script(), "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stderr(Stdio::piped());
+        self.attach(&mut shell);
+        *command = shell;
     }
 
     /// Collects what is printed on the terminal.

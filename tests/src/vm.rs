@@ -210,6 +210,19 @@ impl TestVm {
         kill_process(Pid::from_child(&self.child), signal).expect("the VMM runs");
     }
 
+    /// Sends a signal to the VMM that runs as a job of a shell ([`Terminal::control`](crate::Terminal::control)).
+    ///
+    /// # Panics
+    /// When the shell has no such job.
+    pub fn signal_job(&self, signal: Signal) {
+        let shell = self.pid();
+        let jobs = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"));
+        let jobs = jobs.expect("the shell runs");
+        let job = jobs.trim().parse().ok().and_then(Pid::from_raw);
+        let job = job.unwrap_or_else(|| panic!("not one job: {jobs:?}"));
+        kill_process(job, signal).expect("the VMM runs");
+    }
+
     /// Whether the VMM still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

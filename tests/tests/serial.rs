@@ -4,9 +4,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dormouse_tests::vm::SOON;
-use dormouse_tests::{Capture, Serial, Terminal, TestVm, VmConfig, kvm_guest};
+use dormouse_tests::{Capture, Job, Serial, Terminal, TestVm, VmConfig, kvm_guest};
+use rustix::process::Signal;
 use serde_json::json;
 
 #[test]
@@ -76,6 +79,65 @@ fn terminal_is_raw_while_the_guest_runs() {
     vm.expect_in(&screen, "echo=done bytes=7");
     vm.wait_powered_off();
     assert_eq!(terminal.settings(), before);
+}
+
+#[test]
+fn controlling_terminal_is_raw_until_the_vm_ends() {
+    let Some(guest) = kvm_guest() else { return };
+    let mut terminal = Terminal::new();
+    let before = terminal.settings();
+    for signal in [None, Some(Signal::TERM)] {
+        let config = VmConfig::new(&guest.pvh, "echo").serial(Serial::Tty);
+        let mut vm = TestVm::start_with(&config, |command| {
+            terminal.control(command, Job::Foreground);
+        });
+        let screen = terminal.capture();
+        vm.expect_in(&screen, "echo ready");
+        assert!(terminal.is_raw());
+        terminal.type_in(b"typed\n");
+        vm.expect_in(&screen, "typed");
+        match signal {
+            Some(signal) => vm.signal_job(signal),
+            None => terminal.type_in(b"\x03\x04"),
+        }
+        let deadline = Instant::now() + SOON;
+        while terminal.is_raw() {
+            assert!(Instant::now() < deadline, "{}", vm.stderr().text());
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(terminal.settings(), before);
+        // The shell waits for it.
+        terminal.type_in(b"\n");
+        let exit = vm.wait();
+        assert!(exit.status.success(), "{signal:?}: {exit:?}");
+        // The end of the session has hung the terminal up.
+        terminal = Terminal::new();
+    }
+}
+
+#[test]
+fn job_in_the_background_leaves_the_terminal_alone() {
+    let Some(guest) = kvm_guest() else { return };
+    let mut terminal = Terminal::new();
+    let before = terminal.settings();
+    let config = VmConfig::new(&guest.pvh, "echo").serial(Serial::Tty);
+    let mut vm = TestVm::start_with(&config, |command| {
+        terminal.control(command, Job::Background);
+    });
+    let screen = terminal.capture();
+    vm.expect_in(&screen, "echo ready");
+    vm.expect_in(
+        vm.stderr(),
+        "no input, since the process is in the background",
+    );
+    assert_eq!(terminal.settings(), before);
+    terminal.type_in(b"for the shell\n\x04");
+    // Long enough for a guest that gets it to answer.
+    thread::sleep(Duration::from_millis(300));
+    assert!(!screen.text().contains("echo=done"), "{}", screen.text());
+    vm.signal_job(Signal::TERM);
+    let exit = vm.wait();
+    assert!(exit.status.success(), "{exit:?}");
 }
 
 #[test]
