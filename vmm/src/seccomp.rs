@@ -3,6 +3,9 @@
 //! A thread inherits the filter of the thread that starts it and the stricter of the two decides, so the main thread's list
 //! contains every other one. No list allows starting a program or executable memory. `ioctl` is limited by the driver that the
 //! request number names (bits 8 to 15, `include/uapi/asm-generic/ioctl.h`).
+//!
+//! Opening a file is an error in every thread but the main one, and no reason to be killed: the C library tries it where it can do
+//! without, as when it frees memory for the first time and looks at the host's overcommit policy.
 
 use std::collections::BTreeMap;
 
@@ -70,8 +73,23 @@ pub fn apply(mode: Mode, role: Role) -> Result<(), Error> {
         Mode::Kill => SeccompAction::KillProcess,
         Mode::Log => SeccompAction::Log,
     };
-    let program = program(role, mismatch).map_err(|source| Error::Build { role, source })?;
-    seccompiler::apply_filter(&program).map_err(|source| Error::Install { role, source })
+    let install = |program: Result<BpfProgram, seccompiler::BackendError>| {
+        let program = program.map_err(|source| Error::Build { role, source })?;
+        seccompiler::apply_filter(&program).map_err(|source| Error::Install { role, source })
+    };
+    install(program(role, mismatch.clone()))?;
+    if role != Role::Vmm && mismatch == SeccompAction::KillProcess {
+        install(refusal_to_open())?;
+    }
+    Ok(())
+}
+
+/// Fails the calls of [`OPEN`] and has no say in others. Of two filters the stricter decides, and an error is stricter than the
+/// permission that [`program`] gives.
+fn refusal_to_open() -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = OPEN.iter().map(|call| (*call, Vec::new())).collect();
+    let refusal = SeccompAction::Errno(libc::EACCES.unsigned_abs());
+    SeccompFilter::new(rules, SeccompAction::Allow, refusal, TargetArch::x86_64)?.try_into()
 }
 
 fn program(role: Role, mismatch: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -82,6 +100,9 @@ fn program(role: Role, mismatch: SeccompAction) -> Result<BpfProgram, seccompile
         }
     };
     allow(EVERY_THREAD);
+    if mismatch == SeccompAction::KillProcess {
+        allow(OPEN);
+    }
     match role {
         Role::Vcpu => {}
         Role::Api => {
@@ -91,6 +112,7 @@ fn program(role: Role, mismatch: SeccompAction) -> Result<BpfProgram, seccompile
         Role::Vmm => {
             allow(THREADS_AND_EVENTS);
             allow(SOCKETS);
+            allow(OPEN);
             allow(FILES);
         }
     }
@@ -219,6 +241,9 @@ const SOCKETS: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
+/// What the C library may try anywhere: only the main thread succeeds.
+const OPEN: &[i64] = &[libc::SYS_open, libc::SYS_openat];
+
 /// Opening images, devices and snapshots, and making machines out of them.
 const FILES: &[i64] = &[
     libc::SYS_access,
@@ -246,8 +271,6 @@ const FILES: &[i64] = &[
     libc::SYS_memfd_create,
     libc::SYS_mkdir,
     libc::SYS_mkdirat,
-    libc::SYS_open,
-    libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_prlimit64,
     libc::SYS_readlink,
@@ -269,19 +292,18 @@ const FILES: &[i64] = &[
 #[cfg(test)]
 mod tests {
     use super::{Mode, Role, apply};
-    use std::io::Read;
+    use std::fs::File;
+    use std::io::{ErrorKind, Read};
 
-    fn survives(role: Role, work: impl FnOnce() + Send + 'static) -> bool {
+    /// Whether a process with the filter of `role` gets through `work` and finds what it expects.
+    fn survives(role: Role, work: impl FnOnce() -> bool + Send + 'static) -> bool {
         // A filter cannot be taken off again and killing ends the whole process: a child process gets it.
         // SAFETY: the child only runs the filter and `work`, then leaves without unwinding into the parent's frames.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let installed = apply(Mode::Kill, role).is_ok();
-            if installed {
-                work();
-            }
+            let fine = apply(Mode::Kill, role).is_ok() && work();
             // SAFETY: ends the child at once.
-            unsafe { libc::_exit(i32::from(!installed)) };
+            unsafe { libc::_exit(i32::from(!fine)) };
         }
         let mut status = 0;
         // SAFETY: waits for the child just made; `status` is a valid place for the answer.
@@ -292,14 +314,26 @@ mod tests {
     #[test]
     fn each_role_may_read_what_is_open_and_only_the_main_loop_may_open() {
         for role in [Role::Vmm, Role::Vcpu, Role::Api] {
-            let mut zero = std::fs::File::open("/dev/zero").unwrap();
-            assert!(survives(role, move || {
-                let _ = zero.read(&mut [0; 8]);
-            }));
-            let opened = survives(role, || {
-                let _ = std::fs::File::open("/dev/zero");
+            let mut zero = File::open("/dev/zero").unwrap();
+            assert!(survives(role, move || zero.read(&mut [0; 8]).is_ok()));
+        }
+        assert!(survives(Role::Vmm, || File::open("/dev/zero").is_ok()));
+    }
+
+    #[test]
+    fn opening_fails_instead_of_killing_elsewhere() {
+        for role in [Role::Vcpu, Role::Api] {
+            let refused = survives(role, || {
+                let opened = File::open("/dev/zero");
+                opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
             });
-            assert_eq!(opened, role == Role::Vmm, "{role:?}");
+            assert!(refused, "{role:?}");
+            let other_way = survives(role, || {
+                // SAFETY: null arguments; the filter ends the process before the kernel looks at them.
+                unsafe { libc::syscall(libc::SYS_openat2, 0, 0, 0, 0) };
+                true
+            });
+            assert!(!other_way, "{role:?}");
         }
     }
 
@@ -309,12 +343,14 @@ mod tests {
             assert!(!survives(role, || {
                 // SAFETY: null arguments; the filter ends the process before the kernel looks at them.
                 unsafe { libc::execve(std::ptr::null(), std::ptr::null(), std::ptr::null()) };
+                true
             }));
             assert!(!survives(role, || {
                 let exec = libc::PROT_READ | libc::PROT_EXEC;
                 let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
                 // SAFETY: a fresh anonymous mapping that nothing uses.
                 unsafe { libc::mmap(std::ptr::null_mut(), 4096, exec, private, -1, 0) };
+                true
             }));
         }
     }
