@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, stderr};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::Builder;
 use std::time::Duration;
 
 use dormouse_api::response::{Operation, Progress};
@@ -17,7 +18,7 @@ pub fn during<T>(ask: impl Fn() -> Option<Progress> + Send, work: impl FnOnce() 
     }
     let (done, is_done) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let drawing = Builder::new().spawn_scoped(scope, move || {
             let bar = ProgressBar::new(0).with_style(style());
             // Nothing is ever sent: the channel closes when the work is done.
             while is_done.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
@@ -27,6 +28,9 @@ pub fn during<T>(ask: impl Fn() -> Option<Progress> + Send, work: impl FnOnce() 
             }
             bar.finish_and_clear();
         });
+        if let Err(error) = drawing {
+            tracing::debug!("no thread for a progress bar: {error}");
+        }
         let result = work();
         drop(done);
         result

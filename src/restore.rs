@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use dormouse_api::request::{DevicePath, MemoryRestoreMode, RestoreRequest};
-use dormouse_api::{Backend, Request, Response};
 use dormouse_vmm::Controller;
 use dormouse_vmm::controller::Lifetime;
 
@@ -38,16 +37,14 @@ pub fn restore(arguments: &RestoreArguments) -> Result<ExitCode, Box<dyn Error>>
         ..RestoreRequest::from_directory(&std::path::absolute(&arguments.snapshot)?)?
     };
     let mode = arguments.process.seccomp.into();
+    // Declared first, to be dropped last: the end of the controller answers the clients that still wait.
+    let _api;
     let mut controller = Controller::new(mode, Lifetime::OfTheGuest)?;
-    let _api = socket
+    _api = socket
         .map(|path| ApiThread::start(path, controller.remote(), mode))
         .transpose()?;
     let remote = controller.remote();
-    let ask = || match remote.call(Request::Progress, Vec::new()) {
-        Ok(Response::Progress(progress)) => Some(progress),
-        _ => None,
-    };
-    progress_bar::during(ask, || controller.restore(&request))?;
+    progress_bar::during(|| Some(remote.progress()), || controller.restore(&request))?;
     controller.run()?;
     Ok(ExitCode::SUCCESS)
 }

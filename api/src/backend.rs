@@ -5,20 +5,22 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use crate::config::ConfigError;
+use crate::reply::Reply;
 use crate::request::Request;
-use crate::response::Response;
 
 /// First text of the error of every VM action, as in Cloud Hypervisor.
 const ACTION_FAILED: &str = "Error from API";
 
 /// What answers the requests.
 ///
-/// Calls come from several threads at once, and may block. Those for which [`Request::is_immediate`] holds must answer
-/// at once whatever else runs; of the others the implementation decides which may run together.
+/// The server has one thread for all clients, so nothing here may block. What takes time is done on another thread, which
+/// keeps the [`Reply`] until it is done.
 pub trait Backend: Send + Sync + 'static {
-    /// Does what `request` asks. `fds` holds the descriptors that came with a restore, exactly
-    /// [`RestoreRequest::expected_fds`](crate::request::RestoreRequest::expected_fds) of them, and is empty otherwise.
-    fn call(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, ApiError>;
+    /// Begins what `request` asks and returns; the answer goes to `reply`. Requests for which [`Request::is_immediate`]
+    /// holds are answered before this returns, whatever else runs. `fds` holds the descriptors that came with a restore,
+    /// exactly [`RestoreRequest::expected_fds`](crate::request::RestoreRequest::expected_fds) of them, and is empty
+    /// otherwise.
+    fn begin(&self, request: Request, fds: Vec<OwnedFd>, reply: Reply);
 }
 
 /// Status of a refused request.

@@ -12,11 +12,13 @@ pub mod response;
 
 mod backend;
 mod client;
+mod reply;
 mod server;
 
 pub use backend::{ApiError, Backend, ErrorStatus};
 pub use client::{Client, ClientError};
 pub use config::VmConfig;
+pub use reply::{PendingAnswer, Reply};
 pub use request::Request;
 pub use response::Response;
 pub use server::{BindError, ServeError, Server, ShutdownHandle};

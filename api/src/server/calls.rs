@@ -1,35 +1,28 @@
-//! One HTTP request: read its body, find its command, run the backend, answer.
+//! One HTTP request: read its body, find its command, hand it to the backend, wait for the answer.
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::{Request as HttpRequest, StatusCode};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::activity::{Activity, Busy};
 use super::answer::{self, Answer};
 use super::route;
 use super::stream::FdInbox;
 use crate::backend::{ApiError, Backend, ErrorStatus};
 use crate::config::CONFIG_LIMIT_BYTES;
 use crate::openapi;
+use crate::reply::Reply;
 use crate::request::Request;
 
-/// Calls that only ask and run at the same time.
-const IMMEDIATE_CALLS: usize = 4;
-/// Calls that act and run at the same time; later ones wait.
-const ACTION_CALLS: usize = 4;
-/// Threads that all these calls need.
-pub(super) const CALL_THREADS: usize = IMMEDIATE_CALLS + ACTION_CALLS;
-
-/// The backend and how many calls of each kind it may still be given.
+/// The backend, and how long clients may take to say what they want of it.
 pub(super) struct Calls {
     backend: Arc<dyn Backend>,
-    immediate: Semaphore,
-    actions: Semaphore,
     body_timeout: Duration,
 }
 
@@ -38,18 +31,18 @@ impl Calls {
     pub(super) fn new(backend: Arc<dyn Backend>, body_timeout: Duration) -> Self {
         Self {
             backend,
-            immediate: Semaphore::new(IMMEDIATE_CALLS),
-            actions: Semaphore::new(ACTION_CALLS),
             body_timeout,
         }
     }
 
-    /// Answers one HTTP request; `inbox` holds the descriptors that came with it.
+    /// Answers one HTTP request; `inbox` holds the descriptors that came with it, and `activity` is told what it is.
     pub(super) async fn answer(
         &self,
         http: HttpRequest<Incoming>,
         inbox: &FdInbox,
+        activity: &Arc<Activity>,
     ) -> Result<Answer, Infallible> {
+        activity.touch();
         let (head, body) = http.into_parts();
         // The body is read even for a request that is refused: the client may still be sending, and would otherwise
         // fail before it sees the answer.
@@ -73,7 +66,7 @@ impl Calls {
             Err(error) => Err(error),
         };
         Ok(match request {
-            Ok(request) => self.run(request, fds).await,
+            Ok(request) => self.run(request, fds, activity).await,
             Err(error) => answer::of_error(&error),
         })
     }
@@ -96,36 +89,27 @@ impl Calls {
         }
     }
 
-    async fn run(&self, request: Request, fds: Vec<std::os::fd::OwnedFd>) -> Answer {
+    async fn run(&self, request: Request, fds: Vec<OwnedFd>, activity: &Arc<Activity>) -> Answer {
         let fds = if matches!(request, Request::Restore(_)) {
             fds
         } else {
             Vec::new()
         };
-        let permits = if request.is_immediate() {
-            &self.immediate
-        } else {
-            &self.actions
-        };
-        let Ok(_permit) = permits.acquire().await else {
-            return answer::of_error(&ApiError::new(
-                ErrorStatus::Failed,
-                ["Error from API", "The VMM is ending"],
-            ));
-        };
         let ends_vmm = matches!(request, Request::VmmShutdown);
         let command = request.command();
-        let backend = Arc::clone(&self.backend);
-        match tokio::task::spawn_blocking(move || backend.call(request, fds)).await {
-            Ok(Ok(_)) if ends_vmm => answer::empty(StatusCode::OK),
-            Ok(Ok(response)) => answer::of_response(&response),
-            Ok(Err(error)) => {
+        let _busy = (!request.is_immediate()).then(|| Busy::new(activity));
+        let (reply, answer) = Reply::new();
+        self.backend.begin(request, fds, reply);
+        match answer.arrived().await {
+            Some(Ok(_)) if ends_vmm => answer::empty(StatusCode::OK),
+            Some(Ok(response)) => answer::of_response(&response),
+            Some(Err(error)) => {
                 tracing::debug!("{command} failed: {error}");
                 answer::of_error(&error)
             }
-            Err(_) => answer::of_error(&ApiError::new(
+            None => answer::of_error(&ApiError::new(
                 ErrorStatus::Failed,
-                ["Error from API", "The call did not end"],
+                ["Error from API", "The VMM has ended before it could answer"],
             )),
         }
     }

@@ -1,10 +1,10 @@
 //! The clients' connections: accepted up to a limit, timed out, and closed at the end.
 //!
-//! At the limit the connection that has been idle longest makes room, so that dead clients cannot lock others out.
+//! At the limit the connection that has been idle longest makes room, so that dead clients cannot lock others out. One that
+//! waits for an action is not idle, but ends when its client closes it; a client that only sends no more is still answered.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -13,16 +13,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::Limits;
+use super::activity::Activity;
 use super::calls::Calls;
-use super::stream::{ClientStream, FdInbox};
+use super::stream::{ClientStream, FdInbox, Hangup};
 
 /// How long an idle connection is left alone when others want in.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often a full server looks for room.
 const ROOM_POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether a client still waits for its action.
+const HANGUP_POLL: Duration = Duration::from_millis(200);
 /// Pause after the host could not accept a connection, so that the failure cannot spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// How long answers under way may take once the server ends.
@@ -31,45 +34,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 const HEAD_LIMIT_BYTES: usize = 16 << 10;
 /// Most header lines of a request.
 const HEADER_LIMIT: usize = 64;
-
-/// What a connection does: whether a request is being answered, and since when it is not.
-struct Activity {
-    start: Instant,
-    busy: AtomicBool,
-    idle_since_ms: AtomicU64,
-}
-
-impl Activity {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn idle_for(&self) -> Option<Duration> {
-        let idle_ms = self
-            .now_ms()
-            .saturating_sub(self.idle_since_ms.load(Ordering::Relaxed));
-        (!self.busy.load(Ordering::Relaxed)).then(|| Duration::from_millis(idle_ms))
-    }
-}
-
-/// Marks a connection busy for as long as it lives.
-struct Busy(Arc<Activity>);
-
-impl Busy {
-    fn new(activity: &Arc<Activity>) -> Self {
-        activity.busy.store(true, Ordering::Relaxed);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0
-            .idle_since_ms
-            .store(self.0.now_ms(), Ordering::Relaxed);
-        self.0.busy.store(false, Ordering::Relaxed);
-    }
-}
 
 /// All connections of a server.
 pub(super) struct Connections {
@@ -145,11 +109,7 @@ impl Connections {
     }
 
     fn open(&mut self, stream: UnixStream) {
-        let activity = Arc::new(Activity {
-            start: Instant::now(),
-            busy: AtomicBool::new(false),
-            idle_since_ms: AtomicU64::new(0),
-        });
+        let activity = Activity::new();
         let connection = serve(
             stream,
             Arc::clone(&self.calls),
@@ -167,6 +127,16 @@ async fn ended(end: &mut watch::Receiver<bool>) {
     let _ = end.wait_for(|ended| *ended).await.is_ok();
 }
 
+/// Waits until the client has gone while an action of it was under way; at other times reading from it tells.
+async fn abandoned(hangup: &Hangup, activity: &Activity) {
+    loop {
+        sleep(HANGUP_POLL).await;
+        if activity.is_busy() && hangup.has_come() {
+            return;
+        }
+    }
+}
+
 /// Answers the requests of one client, one after the other.
 async fn serve(
     stream: UnixStream,
@@ -177,13 +147,10 @@ async fn serve(
 ) {
     let inbox = FdInbox::default();
     let stream = ClientStream::new(stream, inbox.clone(), limits.write_timeout);
-    let service = service_fn(move |http| {
-        let (calls, inbox, busy) = (Arc::clone(&calls), inbox.clone(), Busy::new(&activity));
-        async move {
-            let answer = calls.answer(http, &inbox).await;
-            drop(busy);
-            answer
-        }
+    let hangup = stream.hangup();
+    let service = service_fn(|http| {
+        let (calls, inbox, activity) = (Arc::clone(&calls), inbox.clone(), Arc::clone(&activity));
+        async move { calls.answer(http, &inbox, &activity).await }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -201,6 +168,8 @@ async fn serve(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        // The connection is dropped, and with it the wait for the answer.
+        () = abandoned(&hangup, &activity) => Ok(()),
     };
     if let Err(error) = served {
         tracing::debug!("an API connection ended early: {error}");

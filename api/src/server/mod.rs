@@ -1,9 +1,10 @@
 //! The HTTP server of the API, on a Unix socket.
 //!
-//! It runs on the thread that calls [`Server::serve`], with a single-threaded runtime; calls to the backend run on a
-//! small pool of further threads, so that a slow one delays neither other clients nor calls that only ask. Every part of
-//! a request is bounded in size and in time.
+//! It runs on the thread that calls [`Server::serve`], with a single-threaded runtime, and starts no other: the backend only
+//! begins what takes time, so that it delays neither other clients nor calls that only ask. Every part of a request is
+//! bounded in size and in time.
 
+mod activity;
 mod answer;
 mod ascii_json;
 mod calls;
@@ -22,7 +23,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::backend::Backend;
-use calls::{CALL_THREADS, Calls};
+use calls::Calls;
 use connections::Connections;
 pub use socket::BindError;
 use socket::SocketFile;
@@ -101,7 +102,7 @@ impl Server {
         self.end.clone()
     }
 
-    /// Answers requests with `backend` until it is told to end. Calls that still run then are not waited for.
+    /// Answers requests with `backend` until it is told to end. Actions that still run a little later are not waited for.
     pub fn serve(self, backend: Arc<dyn Backend>) -> Result<(), ServeError> {
         let Self {
             listener,
@@ -111,11 +112,9 @@ impl Server {
         } = self;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(CALL_THREADS)
-            .thread_name("api-call")
             .build()
             .map_err(ServeError::Runtime)?;
-        let served = runtime.block_on(async {
+        runtime.block_on(async {
             let listener =
                 tokio::net::UnixListener::from_std(listener).map_err(ServeError::Watch)?;
             let calls = Calls::new(backend, limits.body_timeout);
@@ -124,9 +123,7 @@ impl Server {
             drop((listener, file));
             connections.finish().await;
             Ok(())
-        });
-        runtime.shutdown_background();
-        served
+        })
     }
 }
 

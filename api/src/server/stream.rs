@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Sleep, sleep};
@@ -43,7 +44,7 @@ impl FdInbox {
 
 /// A client's connection.
 pub(super) struct ClientStream {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     inbox: FdInbox,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -53,10 +54,25 @@ impl ClientStream {
     /// Wraps `stream`; descriptors go to `inbox`, and a write that makes no progress for `write_timeout` fails.
     pub(super) fn new(stream: UnixStream, inbox: FdInbox, write_timeout: Duration) -> Self {
         Self {
-            stream,
+            stream: Arc::new(stream),
             inbox,
             write_timeout,
             stalled: None,
+        }
+    }
+
+    /// Tells whether the client has closed the connection, while nobody reads from it.
+    pub(super) fn hangup(&self) -> Hangup {
+        Hangup(Arc::clone(&self.stream))
+    }
+
+    fn write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            match self.stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
         }
     }
 
@@ -97,6 +113,18 @@ impl ClientStream {
     }
 }
 
+/// Watches for the end of a connection.
+pub(super) struct Hangup(Arc<UnixStream>);
+
+impl Hangup {
+    /// Whether the client neither sends nor reads any more.
+    pub(super) fn has_come(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok()
+            && fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
 impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -132,16 +160,16 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let write = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let write = self.write(context, bytes);
         self.watch(context, write)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(rustix::net::shutdown(&self.stream, Shutdown::Write).map_err(Into::into))
     }
 }
 

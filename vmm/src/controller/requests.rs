@@ -45,8 +45,7 @@ impl Controller {
         if let Err(error) = &answer {
             tracing::error!("API request failed: {error}");
         }
-        // A client that has gone away does not wait for the answer.
-        let _ = call.reply.send(answer);
+        call.reply.send(answer);
         ends.then_some(Outcome::Shutdown)
     }
 
@@ -90,7 +89,7 @@ impl Controller {
             Request::VmmShutdown => {}
             Request::Snapshot(request) => self.snapshot(&request)?,
             Request::Restore(request) => self.restore_request(&request)?,
-            // The server's threads answer these themselves.
+            // `Remote` answers these itself.
             Request::Ping
             | Request::Info
             | Request::Counters

@@ -1,6 +1,8 @@
 //! Slow, greedy, dead and confused clients.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
@@ -8,7 +10,6 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 use super::{Limits, PATIENCE, Running, read_to_close};
 use crate::client::ClientError;
 use crate::config::CONFIG_LIMIT_BYTES;
-use crate::request::{Request, SnapshotRequest};
 
 const IMPATIENT: Limits = Limits {
     connections: 8,
@@ -132,37 +133,78 @@ fn idle_connections_make_room() {
     drop(idle);
 }
 
+/// Asks for a snapshot, which the backend holds.
+fn begin_snapshot(server: &Running) -> UnixStream {
+    let mut stream = server.connect();
+    let body = r#"{"destination_url":"file:///s"}"#;
+    let head = "PUT /api/v1/vm.snapshot HTTP/1.1\r\nHost: localhost\r\n";
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).expect("it is sent");
+    stream
+}
+
 #[test]
 fn slow_calls_do_not_delay_questions() {
     let server = Running::start(Limits::default());
-    let snapshots: Vec<_> = (0..12)
-        .map(|_| {
-            let client = server.client();
-            let snapshot = SnapshotRequest {
-                destination_url: "file:///s".to_owned(),
-            };
-            std::thread::spawn(move || client.call(&Request::Snapshot(snapshot)))
-        })
-        .collect();
-    let start = Instant::now();
-    while server.backend.seen().len() < super::super::CALL_THREADS / 2 && start.elapsed() < PATIENCE
-    {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let snapshots: Vec<_> = (0..12).map(|_| begin_snapshot(&server)).collect();
+    server.wait_until(|backend| backend.held() == (12, 0));
     for _ in 0..20 {
         assert_answers(&server);
     }
-    let waiting = server
-        .backend
-        .seen()
-        .iter()
-        .filter(|(request, _)| matches!(request, Request::Snapshot(_)))
-        .count();
-    assert_eq!(waiting, 4, "the others wait for their turn");
     server.backend.release();
-    for snapshot in snapshots {
-        snapshot.join().expect("no panic").expect("it succeeds");
+    for mut snapshot in snapshots {
+        let mut status = [0; 12];
+        snapshot.read_exact(&mut status).expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 204");
     }
+}
+
+#[test]
+fn clients_that_leave_slow_calls_make_room() {
+    let server = Running::start(IMPATIENT);
+    for round in 1..=3 {
+        let snapshots: Vec<_> = (0..8).map(|_| begin_snapshot(&server)).collect();
+        server.wait_until(|backend| backend.held().0 == 8 * round);
+        drop(snapshots);
+        server.wait_until(|backend| backend.held().1 == 8 * round);
+        assert_answers(&server);
+    }
+}
+
+#[test]
+fn client_that_only_sends_no_more_gets_its_answer() {
+    let server = Running::start(Limits::default());
+    let mut snapshot = begin_snapshot(&server);
+    snapshot
+        .shutdown(Shutdown::Write)
+        .expect("it can be closed by half");
+    server.wait_until(|backend| backend.held().0 == 1);
+    // Longer than it takes to notice a client that has gone.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(server.backend.held(), (1, 0));
+    server.backend.release();
+    let answer = read_to_close(&mut snapshot);
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+#[test]
+fn slow_bodies_make_room() {
+    let server = Running::start(Limits {
+        connections: 8,
+        ..Limits::default()
+    });
+    let slow: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = server.connect();
+            let head = "PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 10\r\n\r\n{";
+            stream.write_all(head.as_bytes()).expect("it is sent");
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    assert_answers(&server);
+    assert!(start.elapsed() < Limits::default().body_timeout / 2);
+    drop(slow);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::{Limits, Server, ShutdownHandle};
 use crate::backend::{ApiError, Backend, ErrorStatus};
 use crate::client::Client;
 use crate::config::VmConfig;
+use crate::reply::Reply;
 use crate::request::Request;
 use crate::response::{PingInfo, Response, VmInfo, VmState};
 
@@ -29,8 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 struct ScriptedBackend {
     seen: Mutex<Vec<(Request, usize)>>,
-    released: Mutex<bool>,
-    release: Condvar,
+    held: Mutex<Held>,
+}
+
+/// Snapshots that wait for their answers, and whether they still do.
+#[derive(Default)]
+struct Held {
+    replies: Vec<Reply>,
+    released: bool,
 }
 
 impl ScriptedBackend {
@@ -39,18 +46,33 @@ impl ScriptedBackend {
     }
 
     fn release(&self) {
-        *self.released.lock().expect("no test panicked with it") = true;
-        self.release.notify_all();
+        let mut held = self.held.lock().expect("no test panicked with it");
+        held.released = true;
+        for reply in held.replies.drain(..) {
+            reply.send(Ok(Response::Done));
+        }
+    }
+
+    /// How many snapshots are held, and how many of them nobody waits for any more.
+    fn held(&self) -> (usize, usize) {
+        let held = self.held.lock().expect("no test panicked with it");
+        let abandoned = held.replies.iter().filter(|reply| reply.is_abandoned());
+        (held.replies.len(), abandoned.count())
     }
 }
 
 impl Backend for ScriptedBackend {
-    fn call(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, ApiError> {
+    fn begin(&self, request: Request, fds: Vec<OwnedFd>, reply: Reply) {
         self.seen
             .lock()
             .expect("no test panicked with it")
             .push((request.clone(), fds.len()));
-        match request {
+        let mut held = self.held.lock().expect("no test panicked with it");
+        if matches!(request, Request::Snapshot(_)) && !held.released {
+            held.replies.push(reply);
+            return;
+        }
+        reply.send(match request {
             Request::Ping => Ok(Response::Ping(PingInfo {
                 build_version: "v1 \u{1f42d}".to_owned(),
                 version: "1".to_owned(),
@@ -73,13 +95,8 @@ impl Backend for ScriptedBackend {
                     "VM config is missing",
                 ],
             )),
-            Request::Snapshot(_) => {
-                let released = self.released.lock().expect("no test panicked with it");
-                drop(self.release.wait_while(released, |released| !*released));
-                Ok(Response::Done)
-            }
             _ => Ok(Response::Done),
-        }
+        });
     }
 }
 
@@ -125,9 +142,15 @@ impl Running {
 
     /// Waits until the backend has been asked something.
     fn await_call(&self) {
+        self.wait_until(|backend| !backend.seen().is_empty());
+    }
+
+    /// Waits for something to become true of the backend.
+    #[track_caller]
+    fn wait_until(&self, holds: impl Fn(&ScriptedBackend) -> bool) {
         let start = Instant::now();
-        while self.backend.seen().is_empty() {
-            assert!(start.elapsed() < PATIENCE, "no call reached the backend");
+        while !holds(&self.backend) {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.backend.held());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
