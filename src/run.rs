@@ -44,9 +44,11 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
         source,
     })?;
     let mode = arguments.process.seccomp.into();
+    // Declared first, to be dropped last: the end of the controller answers the clients that still wait.
+    let _api;
     let mut controller = Controller::new(mode, Lifetime::OfTheGuest)?;
     let socket = arguments.process.api_socket.as_deref();
-    let _api = socket
+    _api = socket
         .map(|path| ApiThread::start(path, controller.remote(), mode))
         .transpose()?;
     controller.boot(config)?;

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use dormouse_tests::vm::SOON;
 use dormouse_tests::{Serial, Snapshot, TestVm, VmConfig, kvm_guest};
+use rustix::process::Signal;
 
 /// Requests that may wait at a time.
 const WAITING_LIMIT: usize = 8;
@@ -61,4 +63,39 @@ fn too_many_requests_are_refused_at_once_and_need_no_threads() {
     }
     assert!((1..=WAITING_LIMIT).contains(&refused), "{refused}");
     api.put("vm.resume").expect(204);
+}
+
+#[test]
+fn signal_ends_a_vmm_that_is_never_idle() {
+    let Some(_) = kvm_guest() else { return };
+    let mut vm = TestVm::serve(Serial::Null);
+    let api = vm.api();
+    api.get("vmm.ping").expect(200);
+    let clients: Vec<_> = (0..6)
+        .map(|_| {
+            let api = api.clone();
+            let end = Instant::now() + SOON;
+            thread::spawn(move || {
+                let mut done = 0;
+                while let Ok(answer) = api.try_call("PUT", "vm.delete", "") {
+                    if answer.status != 204 {
+                        answer.expect_error(500, &["the VMM is shutting down"]);
+                        break;
+                    }
+                    done += 1;
+                    assert!(Instant::now() < end, "the VMM does not end");
+                }
+                done
+            })
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    vm.signal(Signal::TERM);
+    let exit = vm.wait();
+    assert!(exit.status.success(), "{exit:?}");
+    let waited = exit.waited;
+    assert!(waited < Duration::from_millis(1500), "{waited:?}");
+    for client in clients {
+        assert!(client.join().expect("every answer is documented") > 0);
+    }
 }

@@ -29,6 +29,8 @@ use crate::vcpu_thread;
 pub use sleep::Error as RestoreFailure;
 use slot::{Slot, Vm};
 
+/// What guests ask for in one turn of the loop, at most: one that resets for ever must keep nobody else waiting.
+const EVENTS_PER_TURN: usize = 8;
 /// How long the end of the process waits for a slow reader of the guest's last output.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
@@ -101,6 +103,16 @@ pub enum Lifetime {
     OfTheGuest,
     /// The process waits for an API client to boot another.
     OfTheServer,
+}
+
+/// What a turn of the loop did.
+enum Turn {
+    /// Nothing: the next one may wait for something to do. Whatever is queued from then on wakes it up.
+    Idle,
+    /// Something, and there may be more to do.
+    Busy,
+    /// It ended the loop.
+    End(Outcome),
 }
 
 /// Subscribers of the event loop, of different types.
@@ -240,38 +252,47 @@ impl Controller {
     /// # Errors
     /// When the guest or the VMM cannot go on.
     pub fn run(&mut self) -> Result<Outcome, Error> {
+        let mut wait = true;
         let outcome = loop {
-            match self.serve_once() {
-                Ok(None) => {}
-                Ok(Some(outcome)) => break Ok(outcome),
+            match self.serve_once(wait) {
+                Ok(Turn::Idle) => wait = true,
+                Ok(Turn::Busy) => wait = false,
+                Ok(Turn::End(outcome)) => break Ok(outcome),
                 Err(error) => break Err(error),
             }
         };
+        self.calls.close();
         self.end_machine(Slot::Down);
         self.close_console();
         outcome
     }
 
-    fn serve_once(&mut self) -> Result<Option<Outcome>, Error> {
-        match self.subscribers.run() {
+    /// One turn: signals and consoles, then guests, then one client. Each gets its share however busy the others are.
+    fn serve_once(&mut self, wait: bool) -> Result<Turn, Error> {
+        let timeout_ms = if wait { -1 } else { 0 };
+        match self.subscribers.run_with_timeout(timeout_ms) {
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(Error::EventLoop(error)),
         }
-        // Before each request: what a client sees after a pause is what the vCPUs did until then.
-        loop {
-            while let Some(event) = self.queue.next() {
-                if let Some(outcome) = self.handle(event)? {
-                    return Ok(Some(outcome));
-                }
-            }
-            let Some(call) = self.calls.next() else {
-                return Ok(None);
+        let mut turn = Turn::Idle;
+        // Before a request: what a client sees after a pause is what the vCPUs did until then.
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(event) = self.queue.next() else {
+                break;
             };
-            if let Some(outcome) = self.answer(call) {
-                return Ok(Some(outcome));
+            turn = Turn::Busy;
+            if let Some(outcome) = self.handle(event)? {
+                return Ok(Turn::End(outcome));
             }
         }
+        if let Some(call) = self.calls.next() {
+            turn = Turn::Busy;
+            if let Some(outcome) = self.answer(call) {
+                return Ok(Turn::End(outcome));
+            }
+        }
+        Ok(turn)
     }
 
     fn handle(&mut self, event: MachineEvent) -> Result<Option<Outcome>, Error> {
