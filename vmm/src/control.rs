@@ -3,9 +3,10 @@
 //! `vm.info`, `vm.progress` and `vm.cancel` never wait for the main loop: they read and write what the loop publishes in `Shared`.
 
 mod calls;
+mod cancellation;
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_api::response::{Counters, PingInfo, Progress, VmInfo};
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::vcpu_thread::ExitCounters;
 use calls::Queue;
 pub use calls::{Call, Calls, WAITING_LIMIT};
+pub use cancellation::Cancellation;
 
 /// Why an answer is not to be had.
 #[derive(Debug, Error)]
@@ -37,7 +39,7 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Shared {
     published: Mutex<Published>,
-    cancelled: Arc<AtomicBool>,
+    cancellation: Cancellation,
 }
 
 #[derive(Debug, Default)]
@@ -63,16 +65,10 @@ impl Shared {
         update(&mut self.lock().progress);
     }
 
-    /// Set when the action that runs is to stop.
+    /// Which actions are to stop.
     #[must_use]
-    pub fn cancelled(&self) -> &Arc<AtomicBool> {
-        &self.cancelled
-    }
-
-    /// Begins an action: forgets an earlier cancellation.
-    pub fn begin(&self) {
-        self.cancelled.store(false, Ordering::SeqCst);
-        self.lock().progress = Progress::default();
+    pub fn cancellation(&self) -> &Cancellation {
+        &self.cancellation
     }
 
     fn lock(&self) -> MutexGuard<'_, Published> {
@@ -97,6 +93,7 @@ impl Backend for Remote {
                 request,
                 fds,
                 reply,
+                number: self.shared.cancellation.number(),
             }),
         }
     }
@@ -123,7 +120,7 @@ impl Remote {
             },
             Request::Progress => Ok(Response::Progress(self.progress())),
             Request::Cancel => {
-                self.shared.cancelled.store(true, Ordering::SeqCst);
+                self.shared.cancellation.cancel();
                 Ok(Response::Done)
             }
             _ => return None,

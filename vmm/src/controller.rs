@@ -167,7 +167,7 @@ impl Controller {
         let mut subscribers = Subscribers::new().map_err(Error::EventLoop)?;
         let calls = Calls::new(queue.wake());
         let signals =
-            Signals::install(queue.sender(), calls.shared().cancelled()).map_err(|source| {
+            Signals::install(queue.sender(), calls.shared().cancellation()).map_err(|source| {
                 Error::Setup {
                     what: "take over SIGTERM and SIGINT",
                     source,

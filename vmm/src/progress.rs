@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormouse_api::response::{DeviceProgress, Operation};
+use dormouse_api::response::{DeviceProgress, Operation, Progress};
 
 use crate::control::Shared;
 use crate::memory::Observer;
@@ -15,11 +15,16 @@ pub struct ActionProgress {
 }
 
 impl ActionProgress {
-    /// Begins an action; an earlier cancellation is forgotten.
+    /// Begins an action. It is cancelled from the start if its request was while it waited.
     #[must_use]
     pub fn begin(shared: &Arc<Shared>, operation: Operation) -> Self {
-        shared.begin();
-        shared.publish_progress(|progress| progress.operation = Some(operation));
+        shared.cancellation().begin();
+        shared.publish_progress(|progress| {
+            *progress = Progress {
+                operation: Some(operation),
+                ..Progress::default()
+            };
+        });
         Self {
             shared: Arc::clone(shared),
         }
@@ -63,7 +68,7 @@ impl ActionProgress {
     /// Set when somebody asks the action to stop.
     #[must_use]
     pub fn cancelled(&self) -> &AtomicBool {
-        self.shared.cancelled()
+        self.shared.cancellation().of_running()
     }
 }
 

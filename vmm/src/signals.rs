@@ -6,11 +6,12 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::control::Cancellation;
 use crate::events::{EventSender, MachineEvent};
 
 /// The subscriber that turns the signals into [`MachineEvent::Terminate`].
@@ -22,11 +23,11 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers, for the rest of the process's life. They also set `cancel`, which ends a long action of the loop.
+    /// Installs the handlers, for the rest of the process's life. They also end a long action of the loop, and all that follow.
     ///
     /// # Errors
     /// When the host has no descriptor left or refuses a handler.
-    pub fn install(events: EventSender, cancel: &Arc<AtomicBool>) -> io::Result<Self> {
+    pub fn install(events: EventSender, cancellation: &Cancellation) -> io::Result<Self> {
         let (wake, handler_end) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         handler_end.set_nonblocking(true)?;
@@ -35,7 +36,9 @@ impl Signals {
             // The order matters: handlers run as registered, and the number must be there before the loop wakes.
             let number = usize::try_from(signal).expect("signal numbers are positive");
             signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
-            signal_hook::flag::register(signal, Arc::clone(cancel))?;
+            for flag in cancellation.set_by_signals() {
+                signal_hook::flag::register(signal, flag)?;
+            }
             signal_hook::low_level::pipe::register(signal, handler_end.try_clone()?)?;
         }
         Ok(Self { wake, last, events })

@@ -21,6 +21,8 @@ pub struct Call {
     pub fds: Vec<OwnedFd>,
     /// Where the answer goes.
     pub reply: Reply,
+    /// Its place among all requests of this process.
+    pub(super) number: u64,
 }
 
 #[derive(Default)]
@@ -117,7 +119,9 @@ impl Calls {
     /// The next request that somebody still waits for.
     #[must_use]
     pub fn next(&self) -> Option<Call> {
-        self.0.queue.next()
+        let call = self.0.queue.next()?;
+        self.0.shared.cancellation().take_up(call.number);
+        Some(call)
     }
 
     /// Answers the requests that wait, and all that may still come, with the news that the VMM ends.

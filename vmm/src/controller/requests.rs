@@ -23,6 +23,8 @@ pub(super) enum WrongState {
     AlreadyPaused,
     #[error("VM is not paused")]
     NotPaused,
+    #[error("it was cancelled while it waited")]
+    Cancelled,
     #[error("passing VFIO descriptors is not implemented; name the devices by device_paths")]
     VfioDescriptors,
 }

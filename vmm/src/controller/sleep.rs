@@ -16,7 +16,7 @@ use super::{Controller, Error as ControllerError};
 use crate::machine::{
     Machine, PauseError, RestoreError, RestoreOptions, Stopwatch, VerifiedSnapshot,
 };
-use crate::memory::RestoreMode;
+use crate::memory::{Observer, RestoreMode};
 use crate::progress::ActionProgress;
 use crate::snapshot::{ReadError, Snapshot};
 
@@ -46,6 +46,9 @@ pub enum Error {
     /// The snapshot's config cannot run here.
     #[error("cannot use the snapshot's config")]
     Config(#[source] ConfigError),
+    /// Somebody did not want it any more.
+    #[error("it was cancelled while it waited")]
+    Cancelled,
     /// The console could not be opened.
     #[error("cannot open the console")]
     Console(#[source] Box<ControllerError>),
@@ -70,6 +73,9 @@ impl Controller {
             return Err(refused(attempt, &WrongState::NotPaused));
         };
         let progress = ActionProgress::begin(self.calls.shared(), Operation::Snapshot);
+        if progress.is_cancelled() {
+            return Err(refused(attempt, &WrongState::Cancelled));
+        }
         let timeline = paused
             .snapshot(&directory, &vm.config, &progress)
             .map_err(|error| failed(attempt, &error))?;
@@ -129,6 +135,9 @@ impl Controller {
         stopwatch: Stopwatch,
     ) -> Result<(), Error> {
         let progress = ActionProgress::begin(self.calls.shared(), Operation::Restore);
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
         let mode = match request.memory_restore_mode {
             MemoryRestoreMode::Copy => RestoreMode::Eager,
             MemoryRestoreMode::OnDemand => RestoreMode::OnDemand,
