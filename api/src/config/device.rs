@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::object::null_is_default;
 
+/// Most devices of a VM: slots 1 to 31 of the PCI bus. Slot 0 holds the host bridge.
+pub const MAX_DEVICES: usize = 31;
+
 /// Highest BAR index of a PCI function.
 pub const MAX_BAR_INDEX: u8 = 5;
 

@@ -18,6 +18,8 @@ mod refuse;
 mod unknown;
 mod validate;
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 pub use console::{
@@ -27,7 +29,7 @@ pub use cpus::{
     CoreScheduling, CpuAffinity, CpuFeatures, CpuProfile, CpuTopology, CpusConfig,
     DEFAULT_MAX_PHYS_BITS,
 };
-pub use device::{DeviceConfig, MAX_BAR_INDEX, SnapshotPolicy};
+pub use device::{DeviceConfig, MAX_BAR_INDEX, MAX_DEVICES, SnapshotPolicy};
 pub use error::{ConfigError, JsonFault, Violation};
 pub use memory::{DEFAULT_MEMORY_SIZE_BYTES, HotplugMethod, MemoryConfig};
 pub use parse::CONFIG_LIMIT_BYTES;
@@ -36,8 +38,8 @@ pub use platform::{PlatformConfig, RngConfig};
 pub use unknown::Warning;
 pub use validate::{MAX_ID_LEN, MAX_VCPUS, is_valid_id};
 
+use object::{bounded_objects, object_or_default, optional_object};
 pub(crate) use object::{null_is_default, objects};
-use object::{object_or_default, optional_object};
 pub(crate) use parse::from_json;
 use refuse::Unbuilt;
 
@@ -91,10 +93,10 @@ pub struct VmConfig {
     /// The debug console; only `Off` is accepted.
     #[serde(default, deserialize_with = "object_or_default")]
     pub debug_console: DebugConsoleConfig,
-    /// Passed-through devices.
+    /// Passed-through devices; as many as the PCI bus has slots for.
     #[serde(
         default,
-        deserialize_with = "objects",
+        deserialize_with = "bounded_objects::<MAX_DEVICES, _, _>",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub devices: Vec<DeviceConfig>,
@@ -146,7 +148,7 @@ pub struct VmConfig {
 impl VmConfig {
     /// Gives every device without an id the first free name of the form `_vfioN`, as Cloud Hypervisor does.
     pub fn assign_device_ids(&mut self) {
-        let taken: Vec<String> = self
+        let taken: HashSet<String> = self
             .devices
             .iter()
             .filter_map(|device| device.id.clone())

@@ -8,7 +8,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// A struct that is read from a JSON object only, never from an array.
 pub(crate) struct Object<T>(pub(crate) T);
@@ -59,6 +59,52 @@ where
 {
     let list = Option::<Vec<Object<T>>>::deserialize(deserializer)?.unwrap_or_default();
     Ok(list.into_iter().map(|Object(value)| value).collect())
+}
+
+/// Reads a list of at most `MAX` objects, of which longer ones are not kept until the end; `null` is the empty list.
+pub(super) fn bounded_objects<'de, const MAX: usize, D, T>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_option(BoundedVisitor::<MAX, T>(PhantomData))
+}
+
+struct BoundedVisitor<const MAX: usize, T>(PhantomData<T>);
+
+impl<'de, const MAX: usize, T: Deserialize<'de>> Visitor<'de> for BoundedVisitor<MAX, T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "a list of at most {MAX} objects")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut objects = Vec::new();
+        while let Some(Object(value)) = list.next_element()? {
+            if objects.len() == MAX {
+                return Err(A::Error::custom(format_args!(
+                    "there are more than {MAX}, for which a VM has no room"
+                )));
+            }
+            objects.push(value);
+        }
+        Ok(objects)
+    }
 }
 
 /// Reads a value, or the type's default from `null`.

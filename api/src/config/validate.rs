@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{
-    ConfigError, ConsoleMode, CpusConfig, DeviceConfig, MAX_BAR_INDEX, MemoryConfig, PayloadConfig,
-    SerialConfig, Violation, VmConfig,
+    ConfigError, ConsoleMode, CpusConfig, DeviceConfig, MAX_BAR_INDEX, MAX_DEVICES, MemoryConfig,
+    PayloadConfig, SerialConfig, Violation, VmConfig,
 };
 
 /// Most vCPUs of a VM: their local APIC ids have to fit beside the I/O APIC's in 8 bits.
@@ -29,8 +29,8 @@ const PHYS_BITS: std::ops::RangeInclusive<u64> = 36..=52;
 const MMIO_HOLE_BYTES: u64 = 1 << 30;
 /// Size of the kernel's default CPU set.
 const MAX_HOST_CPU: u64 = 1023;
-/// Slots 1 to 31 of the PCI bus; slot 0 holds the host bridge.
-const DEVICE_SLOTS: std::ops::RangeInclusive<u64> = 1..=31;
+/// Slot 0 of the PCI bus holds the host bridge.
+const DEVICE_SLOTS: std::ops::RangeInclusive<u64> = 1..=MAX_DEVICES as u64;
 
 impl VmConfig {
     /// Checks the rules that a config has to keep to boot, and names the first one that is broken.

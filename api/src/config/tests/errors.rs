@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::{CONFIG_LIMIT_BYTES, VmConfig};
-use super::{from_file, full, full_with, read_error};
+use super::{chain, from_file, full, full_with, read_error};
 
 #[test]
 fn unbuilt_settings_are_refused_by_name() {
@@ -207,5 +207,26 @@ fn errors_carry_no_control_characters_to_a_terminal() {
     ] {
         let error = read_error(text);
         assert!(!error.chars().any(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn more_devices_than_the_bus_has_slots_are_refused_as_they_are_read() {
+    let list = |count: usize| {
+        let devices = vec!["{\"path\":\"/d\"}"; count].join(",");
+        format!(r#"{{"payload":{{"kernel":"/k"}},"devices":[{devices}]}}"#)
+    };
+    let config = VmConfig::from_http_bytes(list(31).as_bytes());
+    assert_eq!(config.expect("they fit").0.devices.len(), 31);
+    for count in [32, 200_000] {
+        let error = VmConfig::from_http_bytes(list(count).as_bytes()).expect_err("too many");
+        let text = chain(&error);
+        // The place is where reading ended, however long the list is.
+        assert!(
+            text.starts_with(
+                "cannot read devices: there are more than 31, for which a VM has no room at line 1 column 4"
+            ),
+            "{text}"
+        );
     }
 }

@@ -113,3 +113,16 @@ fn empty_lists_of_unbuilt_devices_are_accepted() {
     let config = json!({"disks": [], "net": [], "fs": [], "pmem": [], "numa": [], "memory": {"size": 1, "zones": []}});
     from_file(&config).expect("empty lists ask for nothing");
 }
+
+#[test]
+fn device_ids_are_assigned_around_those_that_are_taken() {
+    let devices = json!([
+        {"path": "/a"}, {"id": "_vfio1", "path": "/b"}, {"path": "/c"}, {"id": "net0", "path": "/d"}
+    ]);
+    let config = json!({"payload": {"kernel": "/k"}, "devices": devices});
+    let mut config = from_file(&config).expect("the config can be read");
+    config.assign_device_ids();
+    let ids = config.devices.iter().map(|device| device.id.as_deref());
+    let expected = ["_vfio0", "_vfio1", "_vfio2", "net0"].map(Some);
+    assert!(ids.eq(expected), "{config:?}");
+}
