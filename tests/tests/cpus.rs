@@ -1,6 +1,8 @@
 //! Several CPUs start by INIT and SIPI, each with the APIC ID that its CPUID names.
 
-use dormouse_tests::{TestVm, VmConfig, kvm_guest};
+use dormouse_tests::exit::refused;
+use dormouse_tests::{Serial, TestVm, VmConfig, kvm_guest};
+use serde_json::json;
 
 fn all_start(count: u32) {
     let Some(guest) = kvm_guest() else { return };
@@ -42,4 +44,25 @@ fn machine_with_working_cpus_powers_off() {
     let mut vm = TestVm::start(&VmConfig::new(&guest.pvh, "smp-work").cpus(4));
     vm.expect("cpus=4 working");
     vm.wait_powered_off();
+}
+
+#[test]
+fn host_cpus_that_do_not_exist_are_named() {
+    let Some(guest) = kvm_guest() else { return };
+    for vcpu in [0, 3] {
+        let affinity = json!([{ "vcpu": vcpu, "host_cpus": [1000] }]);
+        let config = VmConfig::new(&guest.pvh, "smp-work ask").cpus(4);
+        let exit = refused(&config.set("/cpus/affinity", affinity.clone()));
+        let who = format!("cannot run vCPU {vcpu}");
+        exit.assert_failure(&[&who, "cpus.affinity", "Invalid argument"]);
+    }
+    let server = TestVm::serve(Serial::Null);
+    let affinity = json!([{ "vcpu": 0, "host_cpus": [1000] }]);
+    let config = VmConfig::new(&guest.pvh, "ask").set("/cpus/affinity", affinity);
+    let api = server.api();
+    api.call("PUT", "vm.create", &server.create_body(&config))
+        .expect(204);
+    api.put("vm.boot")
+        .expect_error(500, &["could not boot", "cpus.affinity"]);
+    assert_eq!(api.state(), "Created");
 }

@@ -78,9 +78,6 @@ pub enum Error {
         /// Why.
         reason: StopReason,
     },
-    /// A thread of the VMM could not do its work.
-    #[error("a thread of the VMM failed")]
-    Thread(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// How the main loop ended well.
@@ -318,7 +315,6 @@ impl Controller {
                 return Ok(Some(Outcome::Terminated(signal)));
             }
             MachineEvent::VcpuStopped { vcpu, reason } => Some(Error::VcpuStopped { vcpu, reason }),
-            MachineEvent::ThreadFailed(source) => Some(Error::Thread(source)),
         };
         match ended {
             None => Ok(None),

@@ -21,8 +21,6 @@ pub enum MachineEvent {
         /// Why.
         reason: StopReason,
     },
-    /// A thread could not do its work.
-    ThreadFailed(Box<dyn std::error::Error + Send + Sync>),
     /// The user typed the escape sequence that ends the VM.
     Quit,
     /// SIGTERM or SIGINT.

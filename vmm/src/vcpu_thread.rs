@@ -3,9 +3,9 @@
 //! A thread is *parked* while it waits for a command; only then does it run closures on its `Vcpu`, so whoever gets an answer from
 //! one knows that the vCPU is out of `KVM_RUN` with no access half done. To park a running thread: raise `attention`, then kick.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use dormouse_devices::{Effect, Mmio, MmioBus, Pio, PioBus};
@@ -36,6 +36,15 @@ pub enum Error {
         /// The kernel's answer.
         #[source]
         source: std::io::Error,
+    },
+    /// The filter of the thread could not be installed.
+    #[error("cannot confine the thread of vCPU {vcpu}")]
+    Seccomp {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// What failed.
+        #[source]
+        source: seccomp::Error,
     },
     /// The thread ended although nobody asked it to.
     #[error("the thread of vCPU {vcpu} has ended unexpectedly; the VM cannot go on")]
@@ -98,6 +107,9 @@ pub struct VcpuThread {
     kicker: Kicker,
     attention: Arc<AtomicBool>,
     commands: Option<mpsc::Sender<Command>>,
+    /// Where the thread says whether it is confined. Waited for with the first command and not before, so that many threads can
+    /// start at once.
+    confined: Mutex<Option<mpsc::Receiver<Result<(), Error>>>>,
 }
 
 impl VcpuThread {
@@ -114,17 +126,21 @@ impl VcpuThread {
         let kicker = vcpu.kicker();
         let attention = Arc::new(AtomicBool::new(true));
         let (commands, received) = mpsc::channel();
+        let (confining, confined) = mpsc::sync_channel(1);
         let seen = Arc::clone(&attention);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             // Closures save and restore vCPU state here; KVM's structures are a few KiB.
             .stack_size(1 << 20)
             .spawn(move || {
-                if let Err(error) = confine(index, host_cpus, context.seccomp) {
-                    context.events.send(MachineEvent::ThreadFailed(error));
-                    return vcpu;
+                let outcome = confine(index, host_cpus, context.seccomp);
+                let is_confined = outcome.is_ok();
+                // Nobody listens any more when another vCPU could not be started.
+                let _ = confining.send(outcome);
+                if is_confined {
+                    serve_commands(&mut vcpu, &context, &received, &seen);
                 }
-                serve_commands(vcpu, &context, &received, &seen)
+                vcpu
             })
             .map_err(|source| Error::Spawn {
                 vcpu: index,
@@ -136,13 +152,14 @@ impl VcpuThread {
             kicker,
             attention,
             commands: Some(commands),
+            confined: Mutex::new(Some(confined)),
         })
     }
 
     /// Lets the guest run.
     ///
     /// # Errors
-    /// When the thread has died.
+    /// When the thread could not be confined, or has died.
     pub fn run(&self) -> Result<(), Error> {
         tracing::trace!("vCPU {} runs", self.index);
         self.attention.store(false, Ordering::SeqCst);
@@ -161,7 +178,7 @@ impl VcpuThread {
     /// can work at once; the caller has asked the thread to park.
     ///
     /// # Errors
-    /// When the thread has died.
+    /// When the thread could not be confined, or has died.
     pub fn begin_call<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
@@ -175,6 +192,13 @@ impl VcpuThread {
     }
 
     fn send(&self, command: Command) -> Result<(), Error> {
+        let confined = {
+            let mut confined = self.confined.lock().unwrap_or_else(PoisonError::into_inner);
+            confined.take()
+        };
+        if let Some(confined) = confined {
+            confined.recv().unwrap_or_else(|_| Err(self.gone()))?;
+        }
         self.commands
             .as_ref()
             .and_then(|commands| commands.send(command).ok())
@@ -200,36 +224,32 @@ impl Drop for VcpuThread {
 }
 
 /// Restricts the calling thread to its processors and system calls.
-fn confine(
-    vcpu: u32,
-    host_cpus: Option<CpuSet>,
-    seccomp_mode: seccomp::Mode,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn confine(vcpu: u32, host_cpus: Option<CpuSet>, seccomp_mode: seccomp::Mode) -> Result<(), Error> {
     if let Some(cpus) = host_cpus {
         rustix::thread::sched_setaffinity(None, &cpus).map_err(|source| Error::Affinity {
             vcpu,
             source: source.into(),
         })?;
     }
-    Ok(seccomp::apply(seccomp_mode, seccomp::Role::Vcpu)?)
+    seccomp::apply(seccomp_mode, seccomp::Role::Vcpu)
+        .map_err(|source| Error::Seccomp { vcpu, source })
 }
 
 fn serve_commands(
-    mut vcpu: Vcpu,
+    vcpu: &mut Vcpu,
     context: &VcpuContext,
     commands: &mpsc::Receiver<Command>,
     attention: &AtomicBool,
-) -> Vcpu {
+) {
     while let Ok(command) = commands.recv() {
         match command {
-            Command::Call(call) => call(&mut vcpu),
+            Command::Call(call) => call(vcpu),
             Command::Run => {
-                run_guest(&mut vcpu, context, attention);
+                run_guest(vcpu, context, attention);
                 tracing::trace!("vCPU {} is parked", vcpu.index());
             }
         }
     }
-    vcpu
 }
 
 /// Runs the guest until somebody raises `attention` or the guest ends, and leaves no access half done: the last `KVM_RUN` is
