@@ -1,7 +1,7 @@
 //! `serial`, `console` and `debug_console`: where the guest's text goes.
 //!
 //! Dormouse has the 16550 serial port only; the other two are known so that configs written for Cloud Hypervisor keep
-//! working, and accepted when they are off.
+//! working, and accepted when they are off or as Cloud Hypervisor has them by default.
 
 use std::path::PathBuf;
 
@@ -42,11 +42,12 @@ pub struct SerialConfig {
     pub socket: Option<PathBuf>,
 }
 
-/// The virtio console. Not implemented: only the modes `Off` and `Null` are accepted, and mean that there is none.
+/// The virtio console. Not implemented: only the modes `Off`, `Null` and Cloud Hypervisor's default `Tty` are accepted, and
+/// mean that there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ConsoleConfig {
-    /// `Off` or `Null`.
+    /// `Off`, `Null` or `Tty`.
     pub mode: ConsoleMode,
     /// Path for mode `File`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

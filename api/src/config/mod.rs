@@ -87,7 +87,7 @@ pub struct VmConfig {
     /// The serial port.
     #[serde(default, deserialize_with = "object_or_default")]
     pub serial: SerialConfig,
-    /// virtio-console; only `Off` and `Null` are accepted.
+    /// virtio-console; only `Off`, `Null` and `Tty` are accepted, and mean that there is none.
     #[serde(default, deserialize_with = "object_or_default")]
     pub console: ConsoleConfig,
     /// The debug console; only `Off` is accepted.

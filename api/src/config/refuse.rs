@@ -144,7 +144,10 @@ fn refuse_in_console(console: &ConsoleConfig) -> Result<(), ConfigError> {
     let feature = "virtio-console";
     allow(
         "console.mode",
-        matches!(console.mode, ConsoleMode::Off | ConsoleMode::Null),
+        matches!(
+            console.mode,
+            ConsoleMode::Off | ConsoleMode::Null | ConsoleMode::Tty
+        ),
         feature,
     )?;
     allow("console.file", console.file.is_none(), feature)?;

@@ -45,7 +45,7 @@ fn unbuilt_settings_are_refused_by_name() {
         ),
         (
             "/console/mode",
-            json!("Tty"),
+            json!("Pty"),
             "console.mode: virtio-console",
         ),
         ("/rng", json!({"src": "/dev/random"}), "rng.src: virtio-rng"),

@@ -115,6 +115,15 @@ fn empty_lists_of_unbuilt_devices_are_accepted() {
 }
 
 #[test]
+fn cloud_hypervisors_default_console_is_none() {
+    let console =
+        json!({"mode": "Tty", "file": null, "socket": null, "iommu": false, "pci_segment": 0});
+    let config = json!({"payload": {"kernel": "/k"}, "console": console});
+    let config = from_file(&config).expect("the config can be read");
+    config.validate().expect("the config is valid");
+}
+
+#[test]
 fn device_ids_are_assigned_around_those_that_are_taken() {
     let devices = json!([
         {"path": "/a"}, {"id": "_vfio1", "path": "/b"}, {"path": "/c"}, {"id": "net0", "path": "/d"}
