@@ -143,7 +143,8 @@ fn job_in_the_background_leaves_the_terminal_alone() {
 #[test]
 fn pty_is_announced_and_works() {
     let Some(guest) = kvm_guest() else { return };
-    let mut vm = TestVm::start(&VmConfig::new(&guest.pvh, "ask").serial(Serial::Pty));
+    let config = VmConfig::new(&guest.pvh, "ask").serial(Serial::Pty);
+    let mut vm = TestVm::start(&config.with_api());
     let path = vm.stderr().wait_for(SOON, |text| {
         let start = text.find("/dev/pts/")?;
         let number = text[start + 9..]
@@ -152,6 +153,9 @@ fn pty_is_announced_and_works() {
         Some(format!("/dev/pts/{number}"))
     });
     let path = path.expect("the log names the pseudo-terminal");
+    vm.api().wait_for_state("Running");
+    let serial = &vm.api().get("vm.info").json()["config"]["serial"];
+    assert_eq!(serial, &json!({ "mode": "Pty", "file": path }));
     let mut pty = OpenOptions::new()
         .read(true)
         .write(true)

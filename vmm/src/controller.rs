@@ -5,7 +5,7 @@ mod requests;
 mod sleep;
 mod slot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -377,7 +377,15 @@ impl Controller {
     /// Lets API clients see the state as it is now.
     fn publish(&self) {
         let shared = self.calls.shared();
-        shared.publish(self.vm.as_ref().map(Vm::info));
+        let mut info = self.vm.as_ref().map(Vm::info);
+        let pty = self.console.as_ref().and_then(|open| open.console.path());
+        if let Some(serial) = info.as_mut().map(|info| &mut info.config.serial)
+            && serial.mode == config::ConsoleMode::Pty
+        {
+            // Where else would a client learn it?
+            serial.file = pty.map(Path::to_owned);
+        }
+        shared.publish(info);
         let machine = self.vm.as_ref().and_then(Vm::machine);
         shared.publish_counters(machine.map(|machine| Arc::clone(machine.counters())));
     }
