@@ -127,7 +127,7 @@ impl Machine {
         .map_err(Error::Passthrough)?;
 
         let boot = load_payload(config.payload.as_ref(), &frame.ram)?;
-        write_firmware(&boot, &frame, &processors)?;
+        write_firmware(&boot, &frame, &processors, console.is_some())?;
         let context = VcpuContext::new(&frame, host);
         let vcpus = start_vcpus(&frame.vm, &processors, &boot, &context)?;
         Ok(Self {
@@ -203,10 +203,16 @@ fn open_payload(field: &'static str, path: &Path) -> Result<File, Error> {
 }
 
 /// Writes what firmware would leave in memory.
-fn write_firmware(boot: &BootEntry, frame: &Frame, processors: &Processors) -> Result<(), Error> {
+fn write_firmware(
+    boot: &BootEntry,
+    frame: &Frame,
+    processors: &Processors,
+    serial_port: bool,
+) -> Result<(), Error> {
     let params = AcpiParams {
         apic_ids: &processors.apic_ids(),
         mmio64: frame.windows.range(Window::Mmio64),
+        serial_port,
     };
     let memory = frame.ram.memory();
     let rsdp = acpi::write_acpi(memory, &params).map_err(Error::Acpi)?;

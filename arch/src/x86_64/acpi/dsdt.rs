@@ -1,7 +1,7 @@
 //! DSDT: CPUs, PCI root, board resources, serial port, clock, power button and the device that reports events.
 //!
 //! ACPI 6.5, chapters 6, 7 and 19; PCI Firmware Specification 3.3, section 4.5 for `_OSC`. The AML is fixed but for the
-//! number of CPUs and the 64-bit BAR window.
+//! number of CPUs, the serial port and the 64-bit BAR window.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
@@ -51,7 +51,9 @@ pub(super) fn dsdt(params: &AcpiParams<'_>) -> Vec<u8> {
     Scope::new("_SB_".into(), cpus).to_aml_bytes(&mut aml);
     pci_root(params, &mut aml);
     board_resources(&mut aml);
-    serial_port(&mut aml);
+    if params.serial_port {
+        serial_port(&mut aml);
+    }
     real_time_clock(&mut aml);
     power_button(&mut aml);
     event_device(&mut aml);

@@ -59,6 +59,8 @@ pub struct AcpiParams<'a> {
     pub apic_ids: &'a [u32],
     /// Window for 64-bit BARs; none is announced when it is empty.
     pub mmio64: Range<u64>,
+    /// Whether there is a serial port.
+    pub serial_port: bool,
 }
 
 /// Writes all tables and returns the address of the RSDP.

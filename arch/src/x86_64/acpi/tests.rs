@@ -12,6 +12,7 @@ fn written(apic_ids: &[u32]) -> GuestMemoryMmap {
         &AcpiParams {
             apic_ids,
             mmio64: MMIO64,
+            serial_port: true,
         },
     )
     .unwrap();
@@ -145,14 +146,31 @@ fn mmio64_window_is_announced_only_when_there_is_one() {
     let with = dsdt::dsdt(&AcpiParams {
         apic_ids: &[0],
         mmio64: MMIO64,
+        serial_port: true,
     });
     let without = dsdt::dsdt(&AcpiParams {
         apic_ids: &[0],
         mmio64: 0..0,
+        serial_port: true,
     });
     assert!(contains(&with, &needle));
     // One QWord descriptor is 46 bytes long; the lengths of the enclosing packages do not change their encoding.
     assert_eq!(with.len() - without.len(), 46);
+}
+
+#[test]
+fn serial_port_is_announced_only_when_there_is_one() {
+    let has_port = |serial_port| {
+        let dsdt = dsdt::dsdt(&AcpiParams {
+            apic_ids: &[0],
+            mmio64: MMIO64,
+            serial_port,
+        });
+        assert_eq!(sum(&dsdt), 0);
+        contains(&dsdt, b"COM1")
+    };
+    assert!(has_port(true));
+    assert!(!has_port(false));
 }
 
 #[test]
@@ -167,6 +185,7 @@ fn most_cpus_fit_and_too_many_are_refused() {
         &AcpiParams {
             apic_ids: &ids,
             mmio64: MMIO64,
+            serial_port: true,
         },
     )
     .unwrap_err();
@@ -181,6 +200,7 @@ fn ram_below_the_area_is_an_error() {
         &AcpiParams {
             apic_ids: &[0],
             mmio64: MMIO64,
+            serial_port: true,
         },
     )
     .unwrap_err();
