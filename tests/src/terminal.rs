@@ -5,12 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::capture::Capture;
+use crate::vm::wrap;
 
 /// Where a shell runs the VMM that it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +75,11 @@ impl Terminal {
     /// # Panics
     /// When no file descriptor is free.
     pub fn control(&self, command: &mut Command, job: Job) {
-        let mut shell = Command::new("setsid");
-        shell
-            .args(["--ctty", "sh", "-c", job.script(), "sh"])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stderr(Stdio::piped());
-        self.attach(&mut shell);
-        *command = shell;
+        wrap(
+            command,
+            &["setsid", "--ctty", "sh", "-c", job.script(), "sh"],
+        );
+        self.attach(command);
     }
 
     /// Collects what is printed on the terminal.

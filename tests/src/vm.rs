@@ -276,6 +276,20 @@ impl Drop for TestVm {
     }
 }
 
+/// Has the program of `command` started by another one, which gets it as its last arguments. Standard input, output and
+/// error are pipes again.
+pub fn wrap(command: &mut Command, by: &[&str]) {
+    let mut wrapped = Command::new(by[0]);
+    wrapped
+        .args(&by[1..])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    *command = wrapped;
+}
+
 /// Connects to a Unix socket as soon as somebody listens there.
 ///
 /// # Panics

@@ -1,6 +1,6 @@
 //! How a VM ends or begins again: by its guest, by a fault, by a signal.
 
-use dormouse_tests::vm::SOON;
+use dormouse_tests::vm::{SOON, wrap};
 use dormouse_tests::{Serial, Terminal, TestVm, VmConfig, kvm_guest};
 use rustix::process::Signal;
 
@@ -100,12 +100,16 @@ fn faults_dump_the_registers_at_debug_level() {
 #[test]
 fn signals_end_the_vm_and_restore_the_terminal() {
     let Some(guest) = kvm_guest() else { return };
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         for words in ["ask", "smp-work heartbeat=5", "spin"] {
             let terminal = Terminal::new();
             let before = terminal.settings();
             let config = VmConfig::new(&guest.pvh, words).cpus(2).serial(Serial::Tty);
-            let mut vm = TestVm::start_with(&config, |command| terminal.attach(command));
+            let mut vm = TestVm::start_with(&config, |command| {
+                // Whatever started the tests may have some ignored.
+                wrap(command, &["env", "--default-signal"]);
+                terminal.attach(command);
+            });
             vm.expect_in(&terminal.capture(), HELLO);
             vm.signal(signal);
             let exit = vm.wait();
@@ -113,6 +117,20 @@ fn signals_end_the_vm_and_restore_the_terminal() {
             assert_eq!(terminal.settings(), before, "{words}");
         }
     }
+}
+
+#[test]
+fn hangup_that_was_ignored_at_the_start_stays_so() {
+    let Some(guest) = kvm_guest() else { return };
+    let config = VmConfig::new(&guest.pvh, "heartbeat=5").serial(Serial::Tty);
+    let mut vm = TestVm::start_with(&config, |command| {
+        wrap(command, &["nohup"]);
+    });
+    vm.expect("heartbeat 3");
+    vm.signal(Signal::HUP);
+    vm.expect("heartbeat 30");
+    vm.signal(Signal::TERM);
+    assert_eq!(vm.wait().status.code(), Some(0));
 }
 
 #[test]

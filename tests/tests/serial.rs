@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_tests::vm::SOON;
 use dormouse_tests::{Capture, Job, Serial, Terminal, TestVm, VmConfig, kvm_guest};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
 
 #[test]
@@ -79,6 +79,30 @@ fn terminal_is_raw_while_the_guest_runs() {
     vm.expect_in(&screen, "echo=done bytes=7");
     vm.wait_powered_off();
     assert_eq!(terminal.settings(), before);
+}
+
+#[test]
+fn file_at_its_limit_loses_output_and_no_more() {
+    let Some(guest) = kvm_guest() else { return };
+    let mut vm = TestVm::start(&VmConfig::new(&guest.pvh, "heartbeat=5"));
+    vm.expect("heartbeat 3");
+    let pid = Pid::from_raw(vm.pid().try_into().unwrap());
+    let limit = Rlimit {
+        current: Some(10),
+        maximum: None,
+    };
+    prlimit(pid, Resource::Fsize, limit).expect("the VMM runs");
+    vm.expect_in(vm.stderr(), "of output: File too large");
+    let limit = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    prlimit(pid, Resource::Fsize, limit).expect("the VMM runs");
+    let heard = vm.console().text().lines().count();
+    let goes_on = |text: &str| (text.lines().count() > heard + 3).then_some(());
+    vm.console().wait_for(SOON, goes_on).expect("it goes on");
+    vm.signal(Signal::TERM);
+    assert_eq!(vm.wait().status.code(), Some(0));
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub enum Error {
 pub enum Outcome {
     /// The guest powered itself off.
     PowerOff,
-    /// SIGTERM or SIGINT.
+    /// A signal that ends the process.
     Terminated(i32),
     /// The user typed the escape sequence that ends the VM.
     Quit,
@@ -166,7 +166,7 @@ impl Controller {
         let signals =
             Signals::install(queue.sender(), calls.shared().cancellation()).map_err(|source| {
                 Error::Setup {
-                    what: "take over SIGTERM and SIGINT",
+                    what: "take over the signals that end the process",
                     source,
                 }
             })?;

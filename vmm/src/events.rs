@@ -23,7 +23,7 @@ pub enum MachineEvent {
     },
     /// The user typed the escape sequence that ends the VM.
     Quit,
-    /// SIGTERM or SIGINT.
+    /// A signal that ends the process.
     Terminate(i32),
 }
 

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT as events of the main loop.
+//! The signals that end the process as events of the main loop, and the one that says that a file is at its limit as an error.
 //!
 //! The handler only remembers the number and writes one byte into a socket, which wakes the loop; so no thread has to keep the
 //! signals blocked, and a vCPU that gets one merely leaves `KVM_RUN` and enters it again.
@@ -9,10 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::control::Cancellation;
 use crate::events::{EventSender, MachineEvent};
+
+/// Signals that end the process: whoever sends them, the terminal and the sockets are left as they were.
+const ENDING: [i32; 4] = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
+
+/// Those that whoever started the process may have had ignored, as `nohup` does, and that stay so then.
+const IGNORABLE: [i32; 2] = [SIGHUP, SIGQUIT];
 
 /// The subscriber that turns the signals into [`MachineEvent::Terminate`].
 #[derive(Debug)]
@@ -32,7 +38,13 @@ impl Signals {
         wake.set_nonblocking(true)?;
         handler_end.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGTERM, SIGINT] {
+        // With a handler the write fails with EFBIG instead, which is no worse than a full disk.
+        signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
+        let ignored = ignored();
+        for signal in ENDING {
+            if IGNORABLE.contains(&signal) && ignored & (1 << (signal - 1)) != 0 {
+                continue;
+            }
             // The order matters: handlers run as registered, and the number must be there before the loop wakes.
             let number = usize::try_from(signal).expect("signal numbers are positive");
             signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
@@ -57,7 +69,17 @@ impl MutEventSubscriber for Signals {
 
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
-            tracing::error!("cannot wait for SIGTERM and SIGINT: {error}");
+            tracing::error!("cannot wait for the signals that end the process: {error}");
         }
     }
+}
+
+/// The signals that this process ignores, one bit each from number 1 on. None if the host does not say.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
