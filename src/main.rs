@@ -4,6 +4,7 @@ mod api;
 mod cli;
 mod ctl;
 mod doctor;
+mod log_writer;
 mod progress_bar;
 mod report;
 mod restore;
@@ -28,11 +29,10 @@ fn main() -> ExitCode {
         Command::Snapshot(command) => snapshot::snapshot(&command),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            report::print_chain(error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    let code = outcome.unwrap_or_else(|error| {
+        report::print_chain(error.as_ref());
+        ExitCode::FAILURE
+    });
+    report::finish();
+    code
 }

@@ -2,16 +2,45 @@
 
 use std::error::Error;
 use std::fmt::Write;
+use std::io;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::LogLevel;
+use crate::log_writer::LogWriter;
+
+/// How long the end of the process waits for a slow reader of its last lines.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
+
+fn writer() -> &'static LogWriter {
+    WRITER.get_or_init(LogWriter::new)
+}
+
+/// One line of the log; it comes in one piece.
+struct Line;
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        writer().line(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Sends the log to standard error.
 pub fn start_log(level: LogLevel) {
+    // Now, since later there may be a filter that forbids to open anything.
+    writer();
     tracing_subscriber::fmt()
         .with_max_level(LevelFilter::from(level))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Line)
         .with_ansi(false)
         .with_target(false)
         .without_time()
@@ -20,7 +49,12 @@ pub fn start_log(level: LogLevel) {
 
 /// Prints `error` and everything that caused it as one line.
 pub fn print_chain(error: &(dyn Error + 'static)) {
-    eprintln!("{}", chain(error));
+    writer().line(format!("{}\n", chain(error)).as_bytes());
+}
+
+/// Waits a little for whoever reads the log. For the end of the process.
+pub fn finish() {
+    writer().flush(FLUSH_LIMIT);
 }
 
 fn chain(error: &(dyn Error + 'static)) -> String {
