@@ -96,6 +96,9 @@ pub struct RestoreArguments {
     /// Read all of memory before the VM runs; always so with passed-through devices
     #[arg(long)]
     pub eager: bool,
+    /// Make all of memory resident before the VM runs, also where the snapshot has only zeros; implies --eager
+    #[arg(long)]
+    pub prefault: bool,
     /// Check the whole snapshot first, memory included
     #[arg(long)]
     pub verify: bool,
@@ -162,6 +165,13 @@ pub enum CtlCommand {
         /// Where device ID is on this host, if not where it was; may be repeated
         #[arg(long = "device", value_name = "ID=PATH", value_parser = parse_device)]
         devices: Vec<DevicePath>,
+        /// Read each page of memory when the VM first uses it, and not all of them before it runs; without effect with
+        /// passed-through devices
+        #[arg(long, conflicts_with = "prefault")]
+        on_demand: bool,
+        /// Make all of memory resident before the VM runs, also where the snapshot has only zeros
+        #[arg(long)]
+        prefault: bool,
         /// Check the whole snapshot first, memory included
         #[arg(long)]
         verify: bool,

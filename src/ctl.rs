@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::absolute;
 use std::process::ExitCode;
 
-use dormouse_api::request::{RestoreRequest, SnapshotRequest};
+use dormouse_api::request::{MemoryRestoreMode, RestoreRequest, SnapshotRequest};
 use dormouse_api::{Client, Request};
 
 use crate::cli::{CtlArguments, CtlCommand};
@@ -29,10 +29,18 @@ pub fn ctl(arguments: &CtlArguments) -> Result<ExitCode, Box<dyn Error>> {
             directory,
             resume,
             devices,
+            on_demand,
+            prefault,
             verify,
         } => Request::Restore(RestoreRequest {
             resume: *resume,
             verify: *verify,
+            prefault: *prefault,
+            memory_restore_mode: if *on_demand {
+                MemoryRestoreMode::OnDemand
+            } else {
+                MemoryRestoreMode::Copy
+            },
             device_paths: devices.clone(),
             ..RestoreRequest::from_directory(&absolute(directory)?)?
         }),

@@ -28,7 +28,8 @@ pub fn restore(arguments: &RestoreArguments) -> Result<ExitCode, Box<dyn Error>>
     let request = RestoreRequest {
         resume: arguments.resume,
         verify: arguments.verify,
-        memory_restore_mode: if arguments.eager || arguments.verify {
+        prefault: arguments.prefault,
+        memory_restore_mode: if arguments.eager || arguments.verify || arguments.prefault {
             MemoryRestoreMode::Copy
         } else {
             MemoryRestoreMode::OnDemand

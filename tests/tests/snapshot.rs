@@ -44,7 +44,46 @@ fn survives(adjust: impl FnOnce(VmConfig) -> VmConfig, modes: &[&[&str]]) {
 
 #[test]
 fn plain_memory_in_every_mode() {
-    survives(|config| config, &[&[], &["--eager"], &["--verify"]]);
+    survives(
+        |config| config,
+        &[&[], &["--eager"], &["--prefault"], &["--verify"]],
+    );
+}
+
+/// Resident memory of a VMM.
+fn resident_bytes(vm: &TestVm) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.expect("the kernel counts it") << 10
+}
+
+#[test]
+fn memory_comes_back_as_the_command_line_says() {
+    let Some(vm) = filled(|config| config) else {
+        return;
+    };
+    let snapshot = Snapshot::take(&vm);
+    drop(vm);
+    let path = snapshot.path();
+    let resident = |arguments: &[&str]| {
+        let vm = TestVm::serve(Serial::Tty);
+        vm.api().get("vmm.ping").expect(200);
+        let done = vm.ctl(&[&["restore", path.to_str().unwrap()], arguments].concat());
+        assert!(done.status.success(), "{done:?}");
+        let config = &vm.api().get("vm.info").json()["config"];
+        let prefault = arguments.contains(&"--prefault");
+        assert_eq!(config["memory"]["prefault"], prefault);
+        resident_bytes(&vm)
+    };
+    let on_demand = resident(&["--on-demand"]);
+    let eager = resident(&[]);
+    let prefaulted = resident(&["--prefault"]);
+    assert!(on_demand + 8 * MIB < eager, "{on_demand} {eager}");
+    assert!(eager + 64 * MIB < prefaulted, "{eager} {prefaulted}");
+    let server = TestVm::serve(Serial::Tty);
+    let both = server.ctl(&["restore", "/nowhere", "--on-demand", "--prefault"]);
+    assert_eq!(both.status.code(), Some(2), "{both:?}");
 }
 
 #[test]
