@@ -362,6 +362,7 @@ driver_of() {
     mtty) echo builtin ;;
     net) echo e1000e ;;
     net-intx) echo e1000e IntMode=0 ;;
+    nvme-second) echo nvme ;;
     *) echo "$1" ;;
     esac
 }

@@ -15,13 +15,15 @@ use crate::lab::cpio::Archive;
 use crate::process;
 
 /// Modules that L2 can load by name; whether it does is up to the words on its command line.
-pub const L2_MODULES: [&str; 6] = [
+pub const L2_MODULES: [&str; 8] = [
     "nvme",
     "virtio_blk",
     "virtio_net",
     "ext4",
     "e1000e",
     "button",
+    "sd_mod",
+    "ahci",
 ];
 
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/run", "/root"];

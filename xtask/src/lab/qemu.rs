@@ -97,8 +97,10 @@ impl Machine<'_> {
         match device {
             Device::Nvme => self.add_nvme(qemu, 0),
             Device::Nvme2 => self.add_nvme(qemu, 1),
-            Device::Edu => {
-                qemu.args(["-device", "edu"]);
+            Device::Ahci => {
+                qemu.args(["-device", "ich9-ahci,id=ahci0"]);
+                let drive = self.drive(qemu, "ahci0")?;
+                qemu.args(["-device", &format!("ide-hd,bus=ahci0.0,drive={drive}")]);
                 Ok(())
             }
             Device::E1000e => {
@@ -116,13 +118,21 @@ impl Machine<'_> {
     }
 
     fn add_nvme(&self, qemu: &mut Command, index: u32) -> Result<(), Error> {
-        let image: PathBuf = self.scratch.join(format!("nvme{index}.img"));
+        let drive = self.drive(qemu, &format!("nvme{index}"))?;
+        let device = format!("nvme,drive={drive},serial=lab{index}");
+        qemu.args(["-device", &device]);
+        Ok(())
+    }
+
+    /// An empty disk in a file of this name; returns how devices refer to it.
+    fn drive(&self, qemu: &mut Command, name: &str) -> Result<String, Error> {
+        let image: PathBuf = self.scratch.join(format!("{name}.img"));
         let file = File::create(&image).map_err(Error::file("create", &image))?;
         file.set_len(DISK_BYTES)
             .map_err(Error::file("size", &image))?;
-        let drive = format!("file={},if=none,id=disk{index},format=raw", image.display());
-        let device = format!("nvme,drive=disk{index},serial=lab{index}");
-        qemu.args(["-drive", &drive, "-device", &device]);
-        Ok(())
+        let id = format!("disk-{name}");
+        let drive = format!("file={},if=none,id={id},format=raw", image.display());
+        qemu.args(["-drive", &drive]);
+        Ok(id)
     }
 }

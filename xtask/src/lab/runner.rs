@@ -242,7 +242,7 @@ impl Bench<'_> {
             .arg("--directory")
             .arg(logs);
         let unpacked = process::capture(&mut tar).is_ok_and(|output| output.status.success());
-        let mut litter = vec!["nvme0.img", "nvme1.img"];
+        let mut litter = vec!["nvme0.img", "nvme1.img", "ahci0.img"];
         if unpacked {
             litter.push("handout.tar");
         }
@@ -257,7 +257,7 @@ impl Bench<'_> {
 }
 
 /// The devices that a shell gets: all of them, so that a person can try things.
-pub const ALL_DEVICES: [Device; 4] = [Device::Nvme, Device::Edu, Device::E1000e, Device::Mtty];
+pub const ALL_DEVICES: [Device; 4] = [Device::Nvme, Device::Ahci, Device::E1000e, Device::Mtty];
 
 /// A process that does not outlive its test.
 pub struct Running(Child);

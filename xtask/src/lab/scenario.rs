@@ -33,8 +33,8 @@ pub enum Device {
     Nvme,
     /// A second NVMe disk.
     Nvme2,
-    /// QEMU's teaching device: DMA, INTx and MSI.
-    Edu,
+    /// An AHCI controller, which has MSI and no MSI-X, with a disk of 64 MiB.
+    Ahci,
     /// A network card with several MSI-X vectors.
     E1000e,
     /// The sample mediated device.
@@ -172,7 +172,7 @@ fn device(name: &str) -> Result<Device, String> {
     Ok(match name {
         "nvme" => Device::Nvme,
         "nvme2" => Device::Nvme2,
-        "edu" => Device::Edu,
+        "ahci" => Device::Ahci,
         "e1000e" => Device::E1000e,
         "mtty" => Device::Mtty,
         other => return Err(format!("there is no device `{other}`")),
