@@ -15,6 +15,7 @@ use thiserror::Error as ThisError;
 use super::areas::mappable_areas;
 use super::hardware::Hardware;
 use super::host::{AddressWindows, MappedArea};
+use super::layout::Neighbours;
 use super::window::BarWindow;
 use crate::bus::{BusError, Mmio, MmioBus, Pio, PioBus};
 
@@ -27,6 +28,20 @@ pub struct BarSpaces {
     pub mmio: Arc<MmioBus>,
     /// Which addresses are for BARs.
     pub windows: Arc<dyn AddressWindows>,
+    pub(super) neighbours: Arc<Neighbours>,
+}
+
+impl BarSpaces {
+    /// Spaces without BARs. All functions of a machine get clones of one.
+    #[must_use]
+    pub fn new(pio: Arc<PioBus>, mmio: Arc<MmioBus>, windows: Arc<dyn AddressWindows>) -> Self {
+        Self {
+            pio,
+            mmio,
+            windows,
+            neighbours: Arc::default(),
+        }
+    }
 }
 
 /// A BAR that could not be placed.
@@ -116,6 +131,11 @@ impl Bars {
             placed: None,
             last,
         });
+    }
+
+    /// Whether nothing was placed since the function was restored.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded
     }
 
     /// As [`Self::reconcile`], but the first time after a restore only for BARs that answered when their state was saved: another
@@ -284,4 +304,5 @@ fn unplace(spaces: &BarSpaces, hardware: &Hardware, slot: &mut Slot) {
     if let Err(error) = removed {
         hardware.report(&error);
     }
+    spaces.neighbours.note_departure();
 }

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dormouse_pci::{BarIndex, BarKind, BarPlacement, ConfigEffect, PciFunction};
 use dormouse_vfio_migration::MigratableDevice;
 
-use super::bars::{Bars, PlaceError, Refusal};
+use super::bars::Bars;
 use super::config::Config;
 use super::error::Error;
 use super::hardware::{FaultCounters, Hardware};
 use super::interrupts::Interrupts;
+use super::layout::Layout;
 use super::open::reset_device;
 use super::state::{BarAddressState, IdentityState, VfioFunctionState};
-use crate::guest_warn;
 use crate::lifecycle::{Quiesced, Save};
 
 /// A PCI function of the host in the hands of a guest.
@@ -22,7 +22,7 @@ pub struct VfioFunction {
     pub(super) hardware: Arc<Hardware>,
     pub(super) config: Arc<Config>,
     pub(super) interrupts: Arc<Interrupts>,
-    pub(super) bars: Mutex<Bars>,
+    pub(super) layout: Arc<Layout>,
     pub(super) assigned: Mutex<Vec<BarAddressState>>,
     pub(super) identity: IdentityState,
     pub(super) migration: Mutex<Option<MigratableDevice>>,
@@ -62,21 +62,7 @@ impl VfioFunction {
                 source,
             })?;
         self.set_up_anew.store(true, Ordering::Relaxed);
-        let refused = self.bars().set_up(&self.config.desired_bars());
-        match refused.into_iter().next() {
-            None => Ok(()),
-            Some(Refusal {
-                index,
-                address,
-                previous: _,
-                error,
-            }) => Err(Error::PlaceBar {
-                device: device(),
-                bar: index,
-                address,
-                source: error,
-            }),
-        }
+        self.layout.set_up()
     }
 
     /// Gives every BAR an address, as firmware does; also after each reset of the machine from now on.
@@ -106,7 +92,7 @@ impl VfioFunction {
     /// Acts on an effect of a configuration write, on the thread of the vCPU that wrote, with no lock held.
     pub fn apply_effect(&self, effect: ConfigEffect) {
         match effect {
-            ConfigEffect::LayoutChanged => self.follow_layout(),
+            ConfigEffect::LayoutChanged => self.layout.follow(),
             ConfigEffect::Msi(change) | ConfigEffect::Msix(change) => {
                 self.interrupts.follow(&change);
             }
@@ -122,6 +108,7 @@ impl VfioFunction {
     /// # Errors
     /// When the device cannot be reset or set up again.
     pub fn reset(&self) -> Result<(), Error> {
+        let mark = self.layout.mark();
         self.bars().unplace_all();
         self.interrupts
             .switch_off()
@@ -133,7 +120,9 @@ impl VfioFunction {
         self.forget_guest();
         self.state_lost.store(false, Ordering::Relaxed);
         self.program_assigned_bars();
-        self.fix_up()
+        self.fix_up()?;
+        self.layout.settle(mark);
+        Ok(())
     }
 
     /// Stops DMA of a device whose state is not saved, while memory is; the guest's view stays.
@@ -189,40 +178,11 @@ impl VfioFunction {
         self.bars().placed().collect()
     }
 
-    /// Makes the BARs answer where the guest programmed them. What the host cannot place goes back to where it was.
-    pub(super) fn follow_layout(&self) {
-        let mut bars = self.bars();
-        // The second round places what the first put back. What it still refuses does not answer.
-        for _ in 0..2 {
-            let mut put_back = false;
-            for Refusal {
-                index,
-                address,
-                previous,
-                error,
-            } in bars.reconcile(&self.config.desired_bars())
-            {
-                match &error {
-                    PlaceError::Map { .. } => self.hardware.report(&error),
-                    PlaceError::Taken(_) | PlaceError::NoSuchPort(_) => guest_warn!(
-                        "{}: the guest cannot have {index} at {address:#x}: {error}",
-                        self.hardware.name()
-                    ),
-                }
-                if let Some(previous) = previous.filter(|previous| *previous != address) {
-                    put_back |= self.config.shadow().refuse_bar(index, address, previous);
-                }
-            }
-            if !put_back {
-                break;
-            }
-        }
-    }
-
     /// The guest has set the function's reset bit, which the device was not shown. The kernel restores after a reset what its own
     /// driver had programmed; for the guest everything is as after power-on, so the device has to forget as well. A device that
     /// cannot be reset loses at least its bus mastering.
     fn reset_by_guest(&self) {
+        let mark = self.layout.mark();
         self.bars().unplace_all();
         if let Err(error) = self.interrupts.switch_off() {
             self.hardware.report(&error);
@@ -237,6 +197,7 @@ impl VfioFunction {
         if let Err(error) = self.fix_up() {
             self.hardware.report(&error);
         }
+        self.layout.settle(mark);
     }
 
     /// What the shadow's reset asks for is done by the callers for the whole device.
@@ -255,11 +216,11 @@ impl VfioFunction {
     }
 
     fn bars(&self) -> MutexGuard<'_, Bars> {
-        // No code panics while it holds the lock; the same goes for those below.
-        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
+        self.layout.bars()
     }
 
     fn assigned(&self) -> MutexGuard<'_, Vec<BarAddressState>> {
+        // No code panics while it holds the lock.
         self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

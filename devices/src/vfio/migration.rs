@@ -223,7 +223,7 @@ pub fn resume(functions: &[&VfioFunction], peer_dma: PeerDma) -> Result<(), Grou
     for function in functions {
         function.resumed();
         // After a wake those BARs are left that did not answer when they were saved.
-        function.follow_layout();
+        function.layout.follow();
     }
     Ok(())
 }

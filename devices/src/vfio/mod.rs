@@ -2,7 +2,7 @@
 //!
 //! `function` puts the parts together, `open` builds it. `plan` decides from the device's own bytes which registers the guest
 //! finds (with `capabilities` as its table, and `write_back` for what the device is told again), `config` carries that out on each access and keeps the shadow true, `bars`
-//! makes the BARs answer where the guest put them (`areas`: what of them is mapped; `window`: the rest), `interrupts`
+//! makes the BARs answer where the guest put them (`layout`: all functions' together; `areas`: what of them is mapped; `window`: the rest), `interrupts`
 //! makes the device follow the guest's interrupt registers, `state` is what a snapshot holds, `migration` is sleep and wake.
 //! What the function needs of the host are the traits in `host`; `hardware` counts what fails there.
 //!
@@ -23,6 +23,7 @@ mod function;
 mod hardware;
 pub mod host;
 mod interrupts;
+mod layout;
 pub mod migration;
 mod open;
 mod plan;

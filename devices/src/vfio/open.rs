@@ -19,6 +19,7 @@ use super::function::VfioFunction;
 use super::hardware::Hardware;
 use super::host::{CONFIG_REGION, HostFunction, InterruptSupply, IrqIndex, ROM_REGION};
 use super::interrupts::Interrupts;
+use super::layout::Layout;
 use super::plan::{DeviceShape, Plan};
 use super::state::{IdentityState, VfioFunctionState, check_addresses, check_used_vectors};
 use super::window::BarWindow;
@@ -212,6 +213,7 @@ impl Opened {
             line,
             used,
         ));
+        let neighbours = Arc::clone(&deps.spaces.neighbours);
         let mut bars = Bars::new(Arc::clone(&hardware), deps.spaces, saved.is_some());
         for BarPlacement { index, .. } in desired {
             let range = |at: BarOffset, len: u64| {
@@ -229,10 +231,15 @@ impl Opened {
             bars.add(index, window, mapped, last.map(|last| last.address));
         }
         Ok(VfioFunction {
+            layout: Layout::new(
+                Arc::clone(&hardware),
+                Arc::clone(&config),
+                &neighbours,
+                bars,
+            ),
             hardware,
             config,
             interrupts,
-            bars: Mutex::new(bars),
             assigned: Mutex::new(saved.map_or_else(Vec::new, |state| state.assigned_bars.clone())),
             identity,
             migration: Mutex::new(migration),

@@ -141,6 +141,8 @@ pub struct Candidate<'a> {
     id: String,
     opened: OpenFunction,
     bdf: Bdf,
+    /// The same for all functions of the machine.
+    spaces: BarSpaces,
 }
 
 impl Candidate<'_> {
@@ -175,11 +177,7 @@ impl Candidate<'_> {
             host: Arc::clone(&self.opened.host),
             migration: Some(migration),
             interrupts: &interrupts,
-            spaces: BarSpaces {
-                pio: Arc::clone(&frame.buses.pio),
-                mmio: Arc::clone(&frame.buses.mmio),
-                windows: Arc::clone(&frame.windows) as _,
-            },
+            spaces: self.spaces.clone(),
         };
         let function = build(&self.spec(), deps);
         function.map(Arc::new).map_err(|source| Error::Function {
@@ -232,6 +230,11 @@ impl Passthrough {
                 .iter()
                 .filter(move |candidate| candidate.0.is_some() == fixed)
         };
+        let spaces = BarSpaces::new(
+            Arc::clone(&frame.buses.pio),
+            Arc::clone(&frame.buses.mmio),
+            Arc::clone(&frame.windows) as _,
+        );
         let mut placed = Vec::new();
         for (fixed, id, config, opened) in order(true).chain(order(false)) {
             let bdf = frame
@@ -247,6 +250,7 @@ impl Passthrough {
                 id: id.to_string(),
                 opened: opened.clone(),
                 bdf,
+                spaces: spaces.clone(),
             });
         }
         for candidate in placed {

@@ -45,11 +45,8 @@ impl AddressWindows for FakeWindows {
 
 /// The buses of a machine and nothing on them.
 pub fn empty_spaces() -> BarSpaces {
-    BarSpaces {
-        pio: Arc::new(PioBus::new()),
-        mmio: Arc::new(MmioBus::new()),
-        windows: Arc::new(FakeWindows),
-    }
+    let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
+    BarSpaces::new(pio, mmio, Arc::new(FakeWindows))
 }
 
 /// A function over fakes, as a guest and its machine use it.

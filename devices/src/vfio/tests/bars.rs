@@ -210,7 +210,7 @@ fn ram_and_places_outside_of_the_windows_are_not_given() {
 }
 
 #[test]
-fn a_place_that_is_taken_is_refused_and_the_bar_goes_back() {
+fn a_bar_does_not_answer_at_a_place_that_is_taken() {
     let rig = enabled(Model::nvme());
     let taken = BAR + 0x10_0000;
     rig.spaces
@@ -218,9 +218,13 @@ fn a_place_that_is_taken_is_refused_and_the_bar_goes_back() {
         .insert(Mmio(taken + 0x3000), 0x1000, Arc::new(Other))
         .unwrap();
     place(&rig, taken);
-    assert_eq!(rig.read32(0x10) & !0xf, BAR as u32);
-    assert_eq!(rig.host.mapped(), [BAR..BAR + 0x2000]);
-    assert_eq!(rig.mmio_read32(taken), None);
+    assert_eq!(
+        rig.read32(0x10) & !0xf,
+        taken as u32,
+        "the register keeps what was written"
+    );
+    assert!(rig.host.mapped().is_empty());
+    assert_eq!((rig.mmio_read32(BAR), rig.mmio_read32(taken)), (None, None));
     assert_eq!(rig.mmio_read32(taken + 0x3000), Some(0x5a5a_5a5a));
     assert!(
         !rig.function.has_failed(),
@@ -374,9 +378,8 @@ fn firmware_addresses_come_back_after_a_reset_of_the_machine() {
     assert_eq!(rig.function.placed_bars()[0].1, 0xd004_0000);
 }
 
-#[test]
-fn two_functions_cannot_share_a_place() {
-    let first = enabled(Model::nvme());
+/// Another function beside `first`, at the same place.
+fn neighbour(first: &Rig) -> Rig {
     let mut parts = RigParts::new(Model::nvme());
     parts.spaces = first.spaces.clone();
     let second = parts.build().unwrap();
@@ -384,6 +387,73 @@ fn two_functions_cannot_share_a_place() {
     second.write16(0x04, 0x0006);
     assert!(second.function.placed_bars().is_empty());
     assert!(second.host.mapped().is_empty());
+    second
+}
+
+fn address(rig: &Rig) -> Option<u64> {
+    rig.function.placed_bars().first().map(|bar| bar.1)
+}
+
+#[test]
+fn two_functions_cannot_share_a_place() {
+    let first = enabled(Model::nvme());
+    let second = neighbour(&first);
     place(&second, BAR + 0x4000);
     assert_eq!(second.function.placed_bars().len(), 1);
+}
+
+#[test]
+fn a_bar_that_waits_gets_its_place_when_it_is_left() {
+    let leave: [fn(&Rig); 5] = [
+        |first| place(first, BAR + 0x8000),
+        |first| first.write32(0x10, u32::MAX),
+        |first| first.write16(0x04, 0x0000),
+        |first| first.write16(0x88, 0x8000),
+        |first| first.function.reset().unwrap(),
+    ];
+    for leave in leave {
+        let first = enabled(Model::nvme());
+        let second = neighbour(&first);
+        leave(&first);
+        assert_eq!(address(&second), Some(BAR));
+        assert!(address(&first).is_none_or(|first| first != BAR));
+    }
+}
+
+#[test]
+fn two_functions_swap_places_while_they_decode() {
+    let first = enabled(Model::nvme());
+    let second = neighbour(&first);
+    place(&second, BAR + 0x4000);
+    place(&first, BAR + 0x4000);
+    assert_eq!(address(&first), None);
+    place(&second, BAR);
+    assert_eq!(
+        (address(&first), address(&second)),
+        (Some(BAR + 0x4000), Some(BAR))
+    );
+}
+
+#[test]
+fn vcpus_that_move_bars_of_two_functions_do_not_hang_and_place_what_fits() {
+    let first = enabled(Model::nvme());
+    let second = neighbour(&first);
+    for round in 0..100u64 {
+        std::thread::scope(|scope| {
+            for (rig, start) in [(&first, round), (&second, round * 7)] {
+                scope.spawn(move || {
+                    for step in 0..6 {
+                        rig.write32(0x10, (BAR + (start + step) % 3 * 0x4000) as u32);
+                    }
+                });
+            }
+        });
+        let wanted = |rig: &Rig| u64::from(rig.read32(0x10) & !0xf);
+        let placed = [&first, &second].map(address);
+        if wanted(&first) == wanted(&second) {
+            assert_eq!(placed.iter().flatten().count(), 1, "round {round}");
+        } else {
+            assert_eq!(placed, [&first, &second].map(|rig| Some(wanted(rig))));
+        }
+    }
 }

@@ -96,6 +96,41 @@ fn apart(ranges: &[(BarKind, Range<u64>)]) -> bool {
 
 /// What is placed is what the registers say, except where two claim one place, and nothing else is.
 fn check(rig: &Rig, steps: &[Step]) {
+    check_placed(&check_own(rig, steps), &[rig], steps);
+}
+
+/// Functions of one machine.
+fn check_all(rigs: &[&Rig], steps: &[Step]) {
+    let ranges: Vec<_> = rigs.iter().flat_map(|rig| check_own(rig, steps)).collect();
+    check_placed(&ranges, rigs, steps);
+}
+
+/// Nothing is in two places, and nothing is unplaced where there is room for it.
+fn check_placed(ranges: &[(BarKind, Range<u64>)], rigs: &[&Rig], steps: &[Step]) {
+    assert!(apart(ranges), "{ranges:x?} {steps:?}");
+    let io = |kind: &BarKind| matches!(kind, BarKind::Io { .. });
+    for rig in rigs {
+        let desired = rig.function.desired_bars();
+        for bar in desired.iter().filter(|bar| bar.decoded) {
+            let Some(end) = bar.address.checked_add(bar.kind.size()) else {
+                continue;
+            };
+            let range = bar.address..end;
+            let free = !ranges.iter().any(|(kind, other)| {
+                io(kind) == io(&bar.kind) && other.start < range.end && range.start < other.end
+            });
+            let legal = rig.spaces.windows.contains(bar.kind, &range);
+            assert!(
+                !(free && legal),
+                "{} is not placed at {range:x?}: {steps:?}",
+                bar.index
+            );
+        }
+    }
+}
+
+/// Where the BARs of one function are.
+fn check_own(rig: &Rig, steps: &[Step]) -> Vec<(BarKind, Range<u64>)> {
     let placed = rig.function.placed_bars();
     let desired = rig.function.desired_bars();
     let mut expected_bytes = 0;
@@ -115,22 +150,6 @@ fn check(rig: &Rig, steps: &[Step]) {
         expected_bytes += mapped;
         ranges.push((bar.kind, range));
     }
-    assert!(apart(&ranges), "{ranges:x?} {steps:?}");
-    for bar in desired.iter().filter(|bar| bar.decoded) {
-        let Some(end) = bar.address.checked_add(bar.kind.size()) else {
-            continue;
-        };
-        let range = bar.address..end;
-        let free = !ranges
-            .iter()
-            .any(|(_, other)| other.start < range.end && range.start < other.end);
-        let legal = rig.spaces.windows.contains(bar.kind, &range);
-        assert!(
-            !(free && legal),
-            "{} is not placed at {range:x?}: {steps:?}",
-            bar.index
-        );
-    }
     let mapped = rig.host.mapped();
     assert_eq!(
         mapped
@@ -145,6 +164,7 @@ fn check(rig: &Rig, steps: &[Step]) {
             |(_, bar): &(BarKind, Range<u64>)| bar.start <= area.start && area.end <= bar.end;
         assert!(ranges.iter().any(within), "{area:x?} {steps:?}");
     }
+    ranges
 }
 
 fn check_model(model: Model) {
@@ -309,4 +329,33 @@ fn a_wild_guest_of_an_mtty_leaves_all_in_order() {
 #[test]
 fn a_wild_guest_of_a_virtual_function_leaves_all_in_order() {
     check_model(Model::igb_vf());
+}
+
+#[test]
+fn wild_guests_of_two_functions_leave_no_bar_waiting_for_a_free_place() {
+    let config = Config {
+        cases: 200,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    // Mostly moves between few places, so that the functions are in each other's way.
+    let bar = prop_oneof![Just(0x10), Just(0x1c)];
+    let moves = (bar, 0..3u32).prop_map(|(at, n)| Step::Bar(at, 0xd000_0000 + n * 0x4000));
+    let decode = prop_oneof![Just(2), Just(6), Just(0)].prop_map(Step::Command);
+    let step = prop_oneof![6 => moves, 3 => decode, 2 => step()];
+    let steps = proptest::collection::vec((any::<bool>(), step), 0..60);
+    TestRunner::new(config)
+        .run(&steps, |steps| {
+            let first = Rig::new(Model::igb_vf());
+            let mut parts = RigParts::new(Model::nvme());
+            parts.spaces = first.spaces.clone();
+            let second = parts.build().unwrap();
+            let all: Vec<_> = steps.iter().map(|(_, step)| step.clone()).collect();
+            for (which, step) in steps {
+                run(if which { &first } else { &second }, step);
+                check_all(&[&first, &second], &all);
+            }
+            Ok(())
+        })
+        .unwrap();
 }
