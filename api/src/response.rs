@@ -160,6 +160,10 @@ pub struct DeviceState {
 pub enum DeviceCondition {
     /// It was reset and lost its state, other than by the guest, since the VM was booted or woken.
     StateLost,
+    /// It had an uncorrectable error, or does not answer any more.
+    Failed,
+    /// The host wants it back: somebody waits for this VM to let go of it.
+    WantedBack,
 }
 
 /// A part of the VFIO migration protocol.

@@ -294,7 +294,11 @@ fn examples_of_answers_fit_the_document() {
         ],
         migration_state: Some(MigrationState::RunningP2p),
         snapshot_blocked_by: Some("the reason".to_owned()),
-        conditions: vec![DeviceCondition::StateLost],
+        conditions: vec![
+            DeviceCondition::StateLost,
+            DeviceCondition::Failed,
+            DeviceCondition::WantedBack,
+        ],
     };
     let phase = Phase {
         name: "stream".to_owned(),

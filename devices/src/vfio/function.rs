@@ -166,6 +166,18 @@ impl VfioFunction {
         self.hardware.has_failed()
     }
 
+    /// Whether the device had an uncorrectable error since its last reset, or does not answer.
+    #[must_use]
+    pub fn is_out_of_order(&self) -> bool {
+        self.hardware.is_silent() || self.hardware.host().alarms().failed
+    }
+
+    /// Whether the host wants the device back.
+    #[must_use]
+    pub fn is_wanted_back(&self) -> bool {
+        self.hardware.host().alarms().wanted_back
+    }
+
     /// What went wrong so far.
     #[must_use]
     pub fn counters(&self) -> FaultCounters {

@@ -9,10 +9,13 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::host::{CONFIG_REGION, HostFunction};
 use crate::guest_warn;
+
+/// After so many failures in a row a device counts as one that does not answer.
+const SILENT_AFTER: u32 = 16;
 
 /// What went wrong with a function so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +33,10 @@ pub(super) struct Hardware {
     quiet: AtomicBool,
     host_errors: AtomicU64,
     refused_accesses: AtomicU64,
+    /// Requests since the last that succeeded.
+    failures_in_a_row: AtomicU32,
+    /// Its vendor id read as all-ones.
+    gone: AtomicBool,
 }
 
 impl Hardware {
@@ -40,6 +47,8 @@ impl Hardware {
             quiet: AtomicBool::new(false),
             host_errors: AtomicU64::new(0),
             refused_accesses: AtomicU64::new(0),
+            failures_in_a_row: AtomicU32::new(0),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -63,6 +72,12 @@ impl Hardware {
         self.host_errors.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether the device does not answer any more.
+    pub fn is_silent(&self) -> bool {
+        let failures = self.failures_in_a_row.load(Ordering::Relaxed);
+        failures >= SILENT_AFTER || self.gone.load(Ordering::Relaxed)
+    }
+
     pub fn counters(&self) -> FaultCounters {
         FaultCounters {
             host_errors: self.host_errors.load(Ordering::Relaxed),
@@ -76,6 +91,42 @@ impl Hardware {
         guest_warn!("{}: {}", self.name, Chain(error));
     }
 
+    /// As [`Self::report`] for an access that the device did not answer. One that answers nothing is told once.
+    fn unanswered(&self, error: &dyn Error) {
+        let before = self.failures_in_a_row.load(Ordering::Relaxed);
+        if before >= SILENT_AFTER {
+            self.host_errors.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let before = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+        self.report(error);
+        if before + 1 == SILENT_AFTER {
+            self.tell_silence(error);
+        }
+    }
+
+    fn answered(&self) {
+        if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A device that was unplugged, or fell off its bus, reads as all-ones.
+    fn look_at_vendor(&self, vendor: &[u8]) {
+        let gone = vendor.iter().all(|byte| *byte == 0xff);
+        if self.gone.swap(gone, Ordering::Relaxed) != gone && gone {
+            self.tell_silence(&AllOnes);
+        }
+    }
+
+    fn tell_silence(&self, error: &dyn Error) {
+        guest_warn!(
+            "{}: the device does not answer any more, further failures are only counted: {}",
+            self.name,
+            Chain(error)
+        );
+    }
+
     /// Reads configuration space for the guest; all-ones if the device does not answer. Bytes beyond the device's space are zero.
     /// Says whether it did answer.
     pub fn read_config(&self, offset: u16, data: &mut [u8]) -> bool {
@@ -86,10 +137,16 @@ impl Hardware {
             return true;
         }
         match self.host.read(CONFIG_REGION, offset.into(), present) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.answered();
+                if offset == 0 && present.len() >= 2 {
+                    self.look_at_vendor(&present[..2]);
+                }
+                true
+            }
             Err(source) => {
                 data.fill(0xff);
-                self.report(&ConfigRead { offset, source });
+                self.unanswered(&ConfigRead { offset, source });
                 false
             }
         }
@@ -104,9 +161,12 @@ impl Hardware {
         }
         let data = &data[..inside];
         match self.host.write(CONFIG_REGION, offset.into(), data) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.answered();
+                true
+            }
             Err(source) => {
-                self.report(&ConfigWrite { offset, source });
+                self.unanswered(&ConfigWrite { offset, source });
                 false
             }
         }
@@ -118,25 +178,28 @@ impl Hardware {
             data.fill(0xff);
         } else if let Err(source) = self.host.read(region, offset, data) {
             data.fill(0xff);
-            self.report(&RegionRead {
+            self.unanswered(&RegionRead {
                 region,
                 offset,
                 source,
             });
+        } else {
+            self.answered();
         }
     }
 
     /// Writes a BAR.
     pub fn write_region(&self, region: u32, offset: u64, data: &[u8]) {
-        if self.may_touch(region, offset, data.len())
-            && self.host.region(region).writable
-            && let Err(source) = self.host.write(region, offset, data)
-        {
-            self.report(&RegionWrite {
+        if !self.may_touch(region, offset, data.len()) || !self.host.region(region).writable {
+            return;
+        }
+        match self.host.write(region, offset, data) {
+            Ok(()) => self.answered(),
+            Err(source) => self.unanswered(&RegionWrite {
                 region,
                 offset,
                 source,
-            });
+            }),
         }
     }
 
@@ -180,6 +243,11 @@ impl fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+/// An answer that is none, for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("its vendor id reads as all-ones")]
+struct AllOnes;
 
 /// A failed access of the guest, for the log.
 #[derive(Debug, thiserror::Error)]

@@ -46,10 +46,22 @@ pub enum IrqIndex {
     Request = 4,
 }
 
+/// What a device's driver tells by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Alarms {
+    /// The host wants the device back ([`IrqIndex::Request`]).
+    pub wanted_back: bool,
+    /// The device had an error since its last reset ([`IrqIndex::Error`]).
+    pub failed: bool,
+}
+
 /// The host's side of one passed-through function.
 pub trait HostFunction: Send + Sync {
     /// Whether a driver of the host mediates each access (mdev): PCI_COMMAND does not stop DMA of such a device.
     fn is_mediated(&self) -> bool;
+
+    /// What the device's driver told by itself so far.
+    fn alarms(&self) -> Alarms;
 
     /// Region `index`, or one of size 0.
     fn region(&self, index: u32) -> &Region;

@@ -85,8 +85,15 @@ fn names(group: &GroupError, attached: &Attached) -> bool {
 }
 
 fn conditions(attached: &Attached) -> Vec<DeviceCondition> {
-    let lost = attached.function.has_lost_state();
-    Vec::from_iter(lost.then_some(DeviceCondition::StateLost))
+    let function = &attached.function;
+    [
+        (function.has_lost_state(), DeviceCondition::StateLost),
+        (function.is_out_of_order(), DeviceCondition::Failed),
+        (function.is_wanted_back(), DeviceCondition::WantedBack),
+    ]
+    .into_iter()
+    .filter_map(|(applies, condition)| applies.then_some(condition))
+    .collect()
 }
 
 fn migration_flags(flags: MigFlags) -> Vec<MigrationFlag> {

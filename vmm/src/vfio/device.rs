@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_arch::x86_64::layout::PAGE_SIZE;
-use dormouse_devices::vfio::host::{HostFunction, IrqIndex, MappedArea, Region};
+use dormouse_devices::vfio::host::{Alarms, HostFunction, IrqIndex, MappedArea, Region};
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
 };
 
+use super::alarms::{DeviceAlarms, Watch};
 use super::error::Error;
 use super::intx_relay::IntxRelay;
 use super::ioctl;
@@ -64,7 +65,10 @@ pub struct KernelFunction {
     irq_counts: [u32; IRQ_INDICES.len()],
     guest: GuestSide,
     peer_failure_told: AtomicBool,
+    alarms: Arc<DeviceAlarms>,
     device: Arc<OpenDevice>,
+    /// Looks at the alarms of this device and others.
+    _watch: Arc<Watch>,
 }
 
 impl KernelFunction {
@@ -74,6 +78,7 @@ impl KernelFunction {
         host: HostDevice,
         device: OpenDevice,
         guest: GuestSide,
+        watch: &Arc<Watch>,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
         let describe = |what| {
@@ -93,7 +98,14 @@ impl KernelFunction {
             Bus::Mdev if has_intx => Some(start_relay(&device, &host.name)?),
             Bus::Mdev | Bus::Pci => None,
         };
-        Ok(Self {
+        let alarms = DeviceAlarms::new(format!("{id} ({})", host.path.display()))
+            .and_then(|alarms| {
+                let alarms = Arc::new(alarms);
+                watch.add(&alarms)?;
+                Ok(alarms)
+            })
+            .map_err(describe("listen to the alarms"))?;
+        let function = Self {
             intx_relay,
             id: id.to_owned(),
             host,
@@ -101,8 +113,23 @@ impl KernelFunction {
             irq_counts,
             guest,
             peer_failure_told: AtomicBool::new(false),
+            alarms,
             device,
-        })
+            _watch: Arc::clone(watch),
+        };
+        function.arm_alarms();
+        Ok(function)
+    }
+
+    /// Not every driver serves these, and a device works without.
+    fn arm_alarms(&self) {
+        for (index, eventfd) in self.alarms.eventfds() {
+            if self.irq_count(index) > 0
+                && let Err(error) = self.arm(index, 0, &[Some(eventfd)])
+            {
+                tracing::debug!("{}: {index:?} cannot be listened to: {error}", self.id);
+            }
+        }
     }
 
     /// Id of the device in the VM.
@@ -209,6 +236,10 @@ impl HostFunction for KernelFunction {
         self.host.bus == Bus::Mdev
     }
 
+    fn alarms(&self) -> Alarms {
+        self.alarms.state()
+    }
+
     fn region(&self, index: u32) -> &Region {
         self.regions
             .get(index as usize)
@@ -312,7 +343,9 @@ impl HostFunction for KernelFunction {
     }
 
     fn reset(&self) -> io::Result<()> {
-        ioctl::reset(self.device.as_fd())
+        ioctl::reset(self.device.as_fd())?;
+        self.alarms.was_reset();
+        Ok(())
     }
 
     fn map(&self, region: u32, area: Range<u64>, guest: u64) -> io::Result<Box<dyn MappedArea>> {

@@ -126,6 +126,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The thread that listens to the devices could not be started.
+    #[error("cannot listen to errors of the devices")]
+    Alarms {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The thread that unmasks the legacy interrupt could not be started.
     #[error("cannot serve the legacy interrupt of device {name}")]
     IntxRelay {

@@ -163,7 +163,7 @@ fn relay(shared: &Shared, unmask: impl Fn() -> io::Result<()>) -> io::Result<()>
 }
 
 /// Waits until one of `sources` is signalled, and tells which are.
-fn wait(sources: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
+pub(super) fn wait(sources: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
     let mut fds: Vec<_> = sources
         .iter()
         .map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN))
@@ -177,7 +177,7 @@ fn wait(sources: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
 }
 
 /// Resets the counter of an eventfd.
-fn take(eventfd: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn take(eventfd: BorrowedFd<'_>) -> io::Result<()> {
     match rustix::io::read(eventfd, &mut [0; size_of::<u64>()]) {
         Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),

@@ -2,13 +2,14 @@
 //!
 //! `HostDevices` (`open`) checks what sysfs says (`sysfs`, `error`), opens devices through a group and a type1 container (`group`)
 //! or through a cdev and iommufd (`cdev`), and maps guest RAM for their DMA (`dma`, `iommu`). Each becomes a `KernelFunction`
-//! (`device`), whose BARs `mapping` maps into the guest. `inspect` is the read-only view for `dormouse doctor`.
+//! (`device`), whose BARs `mapping` maps into the guest and whose alarms `alarms` listens to. `inspect` is the read-only view for `dormouse doctor`.
 //!
 //! Release order: mapped BARs, then the device, then KVM's reference to its group, then the group's container, then the RAM
 //! mappings. `unsafe` is confined to `ioctl`, `mapping` and `dma`. Of vfio-ioctls only the container and iommufd objects are
 //! used: its group is private to a device type that panics when a device vanishes, hides region errors, and cannot leave
 //! vectors unarmed. Reference: `include/uapi/linux/vfio.h`, `Documentation/driver-api/vfio.rst`.
 
+mod alarms;
 mod cdev;
 mod device;
 mod dma;

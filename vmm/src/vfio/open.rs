@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use super::alarms::Watch;
 use super::device::{GuestSide, KernelFunction};
 use super::error::Error;
 use super::iommu::{Iommu, Way};
@@ -124,6 +125,9 @@ impl HostDevices {
                 Iommu::new(roots, way, first, Some(kvm))?
             }
         };
+        let watch = Watch::start()
+            .map(Arc::new)
+            .map_err(|source| Error::Alarms { source })?;
         let functions = devices
             .into_iter()
             .zip(requests)
@@ -134,7 +138,7 @@ impl HostDevices {
                     slots: Arc::clone(slots),
                     peer_to_peer: *peer_to_peer,
                 };
-                KernelFunction::new(request.id, host, device, guest).map(Arc::new)
+                KernelFunction::new(request.id, host, device, guest, &watch).map(Arc::new)
             })
             .collect::<Result<Vec<_>, _>>()?;
         iommu.map_ram(ram)?;

@@ -3,6 +3,7 @@
 use dormouse_pci::ConfigEffect;
 
 use crate::lifecycle::{Quiesced, Save};
+use crate::vfio::host::Alarms;
 use crate::vfio::testing::{HostFaults, Model, Rig};
 
 /// The dword at `offset` of the saved shadow.
@@ -134,6 +135,45 @@ fn a_device_that_fails_reads_all_ones_and_is_reported() {
         0x0000,
         "the shadow is what the device has"
     );
+}
+
+#[test]
+fn a_device_that_answers_nothing_is_out_of_order_until_it_answers() {
+    let rig = Rig::new(Model::nvme());
+    let dead = HostFaults {
+        reads: true,
+        ..HostFaults::default()
+    };
+    rig.host.set_faults(dead);
+    for _ in 0..15 {
+        rig.read32(0x64);
+    }
+    assert!(!rig.function.is_out_of_order());
+    rig.read32(0x64);
+    rig.read32(0x64);
+    assert!(rig.function.is_out_of_order());
+    assert_eq!(rig.function.counters().host_errors, 17, "all are counted");
+    rig.host.set_faults(HostFaults::default());
+    rig.read32(0x64);
+    assert!(!rig.function.is_out_of_order());
+
+    let vendor = [0, 1].map(|at| rig.host.config_byte(at));
+    rig.host.set_config_byte(0, 0xff);
+    rig.host.set_config_byte(1, 0xff);
+    rig.read32(0x00);
+    assert!(rig.function.is_out_of_order(), "it fell off its bus");
+    rig.host.set_config_byte(0, vendor[0]);
+    rig.host.set_config_byte(1, vendor[1]);
+    rig.read32(0x00);
+    assert!(!rig.function.is_out_of_order());
+    rig.host.set_faults(HostFaults {
+        alarms: Alarms {
+            wanted_back: true,
+            failed: true,
+        },
+        ..HostFaults::default()
+    });
+    assert!(rig.function.is_out_of_order() && rig.function.is_wanted_back());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use dormouse_vfio_migration::testing::Trace;
 
 use super::models::Model;
-use crate::vfio::host::{CONFIG_REGION, HostFunction, IrqIndex, MappedArea, Region};
+use crate::vfio::host::{Alarms, CONFIG_REGION, HostFunction, IrqIndex, MappedArea, Region};
 
 /// Faults that a test switches on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,6 +25,8 @@ pub struct HostFaults {
     pub always_on: bool,
     pub disarm: bool,
     pub unmask: bool,
+    /// What the driver told.
+    pub alarms: Alarms,
     /// The errno of a reset.
     pub reset: Option<i32>,
 }
@@ -138,6 +140,10 @@ pub(super) const EINVAL: i32 = 22;
 impl HostFunction for FakeHost {
     fn is_mediated(&self) -> bool {
         self.model.mediated
+    }
+
+    fn alarms(&self) -> Alarms {
+        self.state().faults.alarms
     }
 
     fn region(&self, index: u32) -> &Region {
