@@ -3,6 +3,7 @@
 //! Both ways are one: the device is described by its own bytes, and a state only fills in what a guest can change.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,11 +11,12 @@ use std::time::Duration;
 
 use dormouse_pci::{BarIndex, BarOffset, BarPlacement, ConfigSpace};
 use dormouse_vfio_migration::{MigratableDevice, MigrationIo};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::bars::{BarSpaces, Bars};
 use super::config::Config;
-use super::error::Error;
+use super::error::{Error, InterruptError};
 use super::function::VfioFunction;
 use super::hardware::Hardware;
 use super::host::{CONFIG_REGION, HostFunction, InterruptSupply, IrqIndex, ROM_REGION};
@@ -64,7 +66,10 @@ impl VfioFunction {
     /// # Errors
     /// When the device does not answer, makes no sense, or the host cannot serve its interrupts.
     pub fn new(spec: &VfioSpec, deps: VfioDeps<'_>) -> Result<Self, Error> {
-        let opened = Opened::new(spec, &deps)?;
+        let mut opened = Opened::new(spec, &deps)?;
+        if opened.loses_intx()? {
+            opened.plan.builder.interrupt_pin(None);
+        }
         let shadow = opened.plan.builder.clone().build();
         let function = opened.complete(spec, deps, shadow, None)?;
         function.fix_up()?;
@@ -83,7 +88,7 @@ impl VfioFunction {
         spec: &VfioSpec,
         deps: VfioDeps<'_>,
     ) -> Result<Self, Error> {
-        let opened = Opened::new(spec, &deps)?;
+        let mut opened = Opened::new(spec, &deps)?;
         let device = opened.hardware.name();
         state
             .identity
@@ -92,6 +97,9 @@ impl VfioFunction {
                 device: Arc::clone(device),
                 source,
             })?;
+        // The guest goes on seeing its pin, which is silent then.
+        let _silent = opened.loses_intx()?;
+        let device = opened.hardware.name();
         let shadow = opened
             .plan
             .builder
@@ -167,6 +175,42 @@ impl Opened {
             identity,
             plan,
         })
+    }
+
+    /// Tries the legacy interrupt. Some hosts have none for the device in spite of its pin, or share it with another that does
+    /// not; the device works without it as long as its driver uses messages. Says whether that is so.
+    fn loses_intx(&mut self) -> Result<bool, Error> {
+        if self.plan.pin.is_none() {
+            return Ok(false);
+        }
+        let device = || Arc::clone(self.hardware.name());
+        let trigger =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
+                Error::ProvideInterrupts {
+                    device: device(),
+                    source: error.into(),
+                }
+            })?;
+        let index = IrqIndex::Intx;
+        let host = self.hardware.host();
+        let Err(refused) = host.arm(index, 0, &[Some(trigger.as_fd())]) else {
+            host.disarm(index).map_err(|source| Error::Interrupts {
+                device: device(),
+                source: InterruptError::Disarm { index, source },
+            })?;
+            return Ok(false);
+        };
+        let errno = refused.raw_os_error().map(Errno::from_raw_os_error);
+        if !matches!(errno, Some(Errno::NODEV | Errno::BUSY)) {
+            // Arming it for the guest fails likewise, and says what it was for.
+            return Ok(false);
+        }
+        tracing::warn!(
+            "{}: the host cannot serve its legacy interrupt ({refused}): the guest gets none from it and has to use MSI or MSI-X",
+            self.hardware.name()
+        );
+        self.plan.pin = None;
+        Ok(true)
     }
 
     /// Vectors of the larger of MSI and MSI-X, which are never on together.

@@ -19,6 +19,8 @@ pub struct HostFaults {
     /// Mappings that succeed before one fails.
     pub maps: Option<usize>,
     pub arm: bool,
+    /// The errno of arming INTx.
+    pub intx: Option<i32>,
     /// The host has no more than one message.
     pub one_message: bool,
     /// The device ignores writes to its power state.
@@ -221,6 +223,9 @@ impl HostFunction for FakeHost {
         let other_mode = state.armed.keys().any(|armed| *armed != index);
         let beyond = end > self.irq_count(index) as usize || triggers.is_empty();
         let too_many = state.faults.one_message && triggers.len() > 1;
+        if let (IrqIndex::Intx, Some(number)) = (index, state.faults.intx) {
+            return Err(errno(number));
+        }
         if state.faults.arm || other_mode || beyond || too_many {
             return Err(errno(EINVAL));
         }

@@ -208,12 +208,37 @@ fn the_device_is_reset_before_anything_is_read() {
         rig.take_changes(),
         [
             "host: reset",
+            "host: arm Intx 0 x",
+            "host: disarm Intx",
             "host: command 0x0000",
             "line: connect",
             "host: arm Intx 0 x",
             "host: unmask on resample"
         ]
     );
+}
+
+#[test]
+fn a_device_whose_legacy_interrupt_cannot_be_armed_has_none() {
+    for errno in [16, 19] {
+        let build = |state| {
+            let mut parts = RigParts::new(Model::nvme());
+            parts.host.set_faults(HostFaults {
+                intx: Some(errno),
+                ..HostFaults::default()
+            });
+            parts.state = state;
+            parts.build().unwrap()
+        };
+        let rig = build(None);
+        assert_eq!(rig.read32(0x3c) >> 8 & 0xff, 0, "no pin");
+        assert_eq!(rig.host.armed(crate::vfio::host::IrqIndex::Intx), None);
+        // A guest that has the pin from elsewhere may have no use for it.
+        let woken = build(Some(save(&used_nvme())));
+        woken.function.fix_up().unwrap();
+        assert_eq!(woken.read32(0x3c) >> 8 & 0xff, 1);
+        assert_eq!(woken.sink().vector(0).routed, Some(message(0x40)));
+    }
 }
 
 #[test]

@@ -87,8 +87,8 @@ fn wake_fixes_the_device_up_in_resuming_and_in_order() {
     let woken = Sleeper::new("vfio0", Model::nvme(), &trace, Some(state.clone()));
     assert_eq!(
         trace.changes(),
-        ["host: reset"],
-        "a restored device is not touched before its state is loaded"
+        ["host: reset", "host: arm Intx 0 x", "host: disarm Intx"],
+        "a restored device is tried and not set up before its state is loaded"
     );
     trace.clear();
     woken.load(&blob).unwrap();
