@@ -115,10 +115,14 @@ impl Bars {
     /// Adds a BAR that does not answer yet. `last` is where it answered when its state was saved, if it did.
     pub fn add(&mut self, index: BarIndex, window: BarWindow, mapped: bool, last: Option<u64>) {
         let region = self.hardware.host().region(window.region);
-        // Where the kernel lets the pages of the MSI-X structures be mapped, those with the pending bits are. The table stays
-        // trapped: the vectors in it are the guest's, and the device's are the host's.
-        let pending = window.pending.iter().filter(|_| !region.msix_mappable);
-        let trapped: Vec<_> = window.table.iter().chain(pending).cloned().collect();
+        // Also where the kernel would let them be mapped: the vectors in the table are the guest's, and the device's are the
+        // host's; and of pending bits the device knows only those of vectors that the host has masked.
+        let trapped: Vec<_> = window
+            .table
+            .iter()
+            .chain(&window.pending)
+            .cloned()
+            .collect();
         let mappable = if mapped {
             mappable_areas(region, &trapped)
         } else {
