@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vfio_ioctls::VfioIommufd;
 
-use super::error::{BIND, Error};
+use super::error::{ATTACH, BIND, Error};
 use super::group::open_error;
 use super::ioctl;
 use super::sysfs::HostDevice;
@@ -50,11 +50,8 @@ impl Cdev {
         }
         ioctl::bind_iommufd(cdev.file.as_fd(), iommufd.iommufd().as_ref())
             .map_err(open_error(device, BIND, node))?;
-        ioctl::attach_ioas(cdev.file.as_fd(), iommufd.ioas().id()).map_err(open_error(
-            device,
-            "give guest memory to",
-            node,
-        ))?;
+        ioctl::attach_ioas(cdev.file.as_fd(), iommufd.ioas().id())
+            .map_err(open_error(device, ATTACH, node))?;
         cdev.attached = true;
         Ok(cdev)
     }

@@ -10,6 +10,10 @@ use crate::kvm;
 
 /// What is being done when a device's node is bound to an iommufd.
 pub(super) const BIND: &str = "bind to an iommufd";
+/// What is being done when the device's DMA gets an address space from an iommufd.
+pub(super) const ATTACH: &str = "give guest memory to";
+/// What is being done when a container gets its IOMMU.
+pub(super) const SET_IOMMU: &str = "use a type1 IOMMU with";
 
 /// A device that cannot be passed through.
 #[derive(Debug, ThisError)]
@@ -173,6 +177,18 @@ fn hint(what: &str, source: &io::Error, node: &Path) -> String {
         // The kernel's answer for a device that is open already (`vfio_df_open`).
         Some(libc::EINVAL) if what == BIND => "; does another process use the device?".to_owned(),
         Some(libc::ENOENT) => "; load the VFIO modules (modprobe vfio-pci)".to_owned(),
+        // Not a matter of who asks: the kernel does so for a device that could harm the host (`iommufd_device_bind`,
+        // `vfio_iommu_type1_attach_group`, `intel_iommu_attach_device`).
+        Some(libc::EPERM) if matches!(what, BIND | ATTACH | SET_IOMMU) => {
+            let module = if what == SET_IOMMU {
+                "vfio_iommu_type1"
+            } else {
+                "iommufd"
+            };
+            format!(
+                "; either the host has no interrupt remapping (switch it on in the firmware, or trust the guest with {module}.allow_unsafe_interrupts=1), or the firmware reserves memory for the device (RMRR), and it cannot be passed through: dmesg says which"
+            )
+        }
         Some(libc::EACCES | libc::EPERM) => {
             format!(
                 "; run as root, or give this user read and write access to {}",

@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio::VFIO_GROUP_FLAGS_VIABLE;
 use vfio_ioctls::VfioContainer;
 
 use super::dma::io_error;
-use super::error::Error;
+use super::error::{Error, SET_IOMMU};
 use super::ioctl;
 use super::sysfs::{self, HostDevice, Roots};
 use crate::kvm::VfioKvmDevice;
@@ -124,11 +124,7 @@ impl Container {
             _container: Arc::clone(&self.vfio),
         };
         if groups.is_empty() {
-            ioctl::set_type1_iommu(container).map_err(open_error(
-                device,
-                "use a type1 IOMMU with",
-                node,
-            ))?;
+            ioctl::set_type1_iommu(container).map_err(open_error(device, SET_IOMMU, node))?;
         }
         if let Some(kvm) = &self.kvm {
             kvm.add(opened.file.as_fd())

@@ -1,12 +1,13 @@
 //! Refusals and choices over a sysfs tree made for the test.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::error::Error;
+use super::error::{ATTACH, BIND, Error, SET_IOMMU};
 use super::inspect;
 use super::iommu::Way;
 use super::open::{Request, check_all};
@@ -285,4 +286,29 @@ fn doctor_tells_what_is_there_and_what_is_in_the_way() {
     let json = serde_json::to_value(&full).unwrap();
     assert_eq!(json["functions"][1]["driver"], "mlx5_core");
     assert_eq!(json["mdevs"][0]["bus"], "mdev");
+}
+
+#[test]
+fn what_to_do_about_eperm_depends_on_what_was_done() {
+    let text = |what| {
+        let error = Error::Open {
+            name: VF.to_owned(),
+            what,
+            node: PathBuf::from("/dev/vfio/7"),
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        };
+        error.to_string()
+    };
+    assert!(text("open").contains("read and write access to /dev/vfio/7"));
+    for (what, module) in [
+        (BIND, "iommufd."),
+        (ATTACH, "iommufd."),
+        (SET_IOMMU, "vfio_iommu_type1."),
+    ] {
+        let text = text(what);
+        for part in ["interrupt remapping", "RMRR", "dmesg", module] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("run as root"), "{text}");
+    }
 }
