@@ -172,6 +172,12 @@ impl VfioFunction {
         self.hardware.is_silent() || self.hardware.host().alarms().failed
     }
 
+    /// Whether other devices of the VM may reach the device's BARs by DMA.
+    #[must_use]
+    pub fn is_reachable_by_peers(&self) -> bool {
+        self.hardware.host().is_reachable_by_peers()
+    }
+
     /// Whether the host wants the device back.
     #[must_use]
     pub fn is_wanted_back(&self) -> bool {

@@ -60,6 +60,9 @@ pub trait HostFunction: Send + Sync {
     /// Whether a driver of the host mediates each access (mdev): PCI_COMMAND does not stop DMA of such a device.
     fn is_mediated(&self) -> bool;
 
+    /// Whether other devices of the VM may reach this one's BARs by DMA: a mapping for peers ever succeeded.
+    fn is_reachable_by_peers(&self) -> bool;
+
     /// What the device's driver told by itself so far.
     fn alarms(&self) -> Alarms;
 

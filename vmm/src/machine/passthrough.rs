@@ -122,7 +122,6 @@ impl EffectTarget for Effects {
 pub struct Passthrough {
     functions: Vec<Attached>,
     pci: Arc<PciBus>,
-    peer_dma: PeerDma,
     /// Last, so that the host's side of the machine goes after its functions.
     _source: Box<dyn FunctionSource>,
 }
@@ -212,11 +211,6 @@ impl Passthrough {
         let mut passthrough = Self {
             functions: Vec::new(),
             pci: Arc::clone(&frame.pci),
-            peer_dma: if platform.vfio_p2p_dma {
-                PeerDma::Possible
-            } else {
-                PeerDma::Impossible
-            },
             _source: source,
         };
         // Devices with a fixed place first, so that nobody else takes it.
@@ -289,10 +283,16 @@ impl Passthrough {
         &self.functions
     }
 
-    /// Whether the functions can reach each other by DMA.
+    /// Whether the functions can reach each other by DMA. The config may forbid it, and so may the kernel (with an iommufd before
+    /// Linux 6.19): what counts is whether a BAR was mapped for it.
     #[must_use]
     pub fn peer_dma(&self) -> PeerDma {
-        self.peer_dma
+        let mut functions = self.functions.iter();
+        if functions.any(|attached| attached.function.is_reachable_by_peers()) {
+            PeerDma::Possible
+        } else {
+            PeerDma::Impossible
+        }
     }
 
     /// The functions alone, as the group operations take them.

@@ -65,6 +65,8 @@ pub struct KernelFunction {
     irq_counts: [u32; IRQ_INDICES.len()],
     guest: GuestSide,
     peer_failure_told: AtomicBool,
+    /// An area was once mapped for peers.
+    peers_mapped: AtomicBool,
     alarms: Arc<DeviceAlarms>,
     device: Arc<OpenDevice>,
     /// Looks at the alarms of this device and others.
@@ -113,6 +115,7 @@ impl KernelFunction {
             irq_counts,
             guest,
             peer_failure_told: AtomicBool::new(false),
+            peers_mapped: AtomicBool::new(false),
             alarms,
             device,
             _watch: Arc::clone(watch),
@@ -234,6 +237,10 @@ fn whole_pages(placed: &PlacedRegion, range: &Range<u64>) -> io::Result<Area> {
 impl HostFunction for KernelFunction {
     fn is_mediated(&self) -> bool {
         self.host.bus == Bus::Mdev
+    }
+
+    fn is_reachable_by_peers(&self) -> bool {
+        self.peers_mapped.load(Ordering::Relaxed)
     }
 
     fn alarms(&self) -> Alarms {
@@ -366,15 +373,18 @@ impl HostFunction for KernelFunction {
             peer_to_peer,
         } = &self.guest;
         let mut placed = PlacedArea::new(&self.device, &pages, vm, slots, guest)?;
-        if *peer_to_peer
-            && let Err(error) = placed.map_for_peers(self.device.domain())
-            // Once per device: the guest may move BARs as often as it likes.
-            && !self.peer_failure_told.swap(true, Ordering::Relaxed)
-        {
-            tracing::warn!(
-                device = self.id,
-                "other devices of the VM cannot reach this device's memory by DMA: {error}"
-            );
+        if *peer_to_peer {
+            match placed.map_for_peers(self.device.domain()) {
+                Ok(()) => self.peers_mapped.store(true, Ordering::Relaxed),
+                // Once per device: the guest may move BARs as often as it likes.
+                Err(error) if !self.peer_failure_told.swap(true, Ordering::Relaxed) => {
+                    tracing::warn!(
+                        device = self.id,
+                        "other devices of the VM cannot reach this device's memory by DMA: {error}"
+                    );
+                }
+                Err(_) => {}
+            }
         }
         Ok(Box::new(placed))
     }

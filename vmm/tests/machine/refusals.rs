@@ -32,6 +32,22 @@ fn devices_that_could_reach_each_other_are_refused_before_vcpus_stop() {
 }
 
 #[test]
+fn devices_that_cannot_reach_each_other_need_no_p2p_states() {
+    let Some(rig) = Rig::new(&BOTH) else { return };
+    for id in BOTH {
+        let device = rig.device(id);
+        device.migration.set_flags(Some(MigFlags::STOP_COPY));
+        device.host.set_faults(HostFaults {
+            no_peers: true,
+            ..HostFaults::default()
+        });
+    }
+    let machine = rig.run(rig.config());
+    assert!(machine.pause_blocked_by().is_none());
+    resumed(paused(machine));
+}
+
+#[test]
 fn a_device_without_migration_blocks_the_snapshot_untouched() {
     let Some(rig) = Rig::new(&BOTH) else { return };
     rig.device("vfio1").migration.set_flags(None);

@@ -27,6 +27,8 @@ pub struct HostFaults {
     pub always_on: bool,
     pub disarm: bool,
     pub unmask: bool,
+    /// Mappings for peers are refused.
+    pub no_peers: bool,
     /// What the driver told.
     pub alarms: Alarms,
     /// The errno of a reset.
@@ -142,6 +144,11 @@ pub(super) const EINVAL: i32 = 22;
 impl HostFunction for FakeHost {
     fn is_mediated(&self) -> bool {
         self.model.mediated
+    }
+
+    fn is_reachable_by_peers(&self) -> bool {
+        let state = self.state();
+        !state.faults.no_peers && !state.mapped.is_empty()
     }
 
     fn alarms(&self) -> Alarms {
