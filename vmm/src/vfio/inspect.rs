@@ -155,7 +155,7 @@ pub fn is_in_use(error: &Error) -> bool {
 
 /// Fails for a device that somebody has, whichever way. Opening a group touches no device, whereas binding a node a second time fails
 /// only after the kernel has taken the first user's reference to its VM away.
-fn refuse_if_in_use(roots: &Roots, host: &HostDevice) -> Result<(), Error> {
+pub(super) fn refuse_if_in_use(roots: &Roots, host: &HostDevice) -> Result<(), Error> {
     let Some(group) = &host.group else {
         return Ok(());
     };

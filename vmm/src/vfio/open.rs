@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use super::alarms::Watch;
 use super::device::{GuestSide, KernelFunction};
 use super::error::Error;
+use super::inspect::refuse_if_in_use;
 use super::iommu::{Iommu, Way};
 use super::sysfs::{HostDevice, Roots};
 use crate::kvm::{VfioKvmDevice, Vm};
@@ -125,6 +126,17 @@ impl HostDevices {
                 Iommu::new(roots, way, first, Some(kvm))?
             }
         };
+        if opened.way == Way::Iommufd {
+            let own: Vec<_> = opened
+                .taken
+                .iter()
+                .filter_map(|taken| taken.function.upgrade())
+                .filter_map(|function| Some(function.host().group.as_ref()?.id))
+                .collect();
+            for device in one_per_group(&devices, &own) {
+                refuse_if_in_use(roots, device)?;
+            }
+        }
         let watch = Watch::start()
             .map(Arc::new)
             .map_err(|source| Error::Alarms { source })?;
@@ -156,6 +168,20 @@ impl HostDevices {
             .lock()
             .expect("no code panics while it holds this lock")
     }
+}
+
+/// One device of each group, but for groups that the VM has devices of already: the kernel does not open those again.
+pub(super) fn one_per_group<'a>(devices: &'a [HostDevice], own: &[u32]) -> Vec<&'a HostDevice> {
+    let mut seen = own.to_vec();
+    let first = |device: &&HostDevice| {
+        let Some(group) = &device.group else {
+            return false;
+        };
+        let new = !seen.contains(&group.id);
+        seen.push(group.id);
+        new
+    };
+    devices.iter().filter(first).collect()
 }
 
 /// Reads what sysfs says of all devices, and refuses what it can refuse.

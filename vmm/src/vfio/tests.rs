@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::error::{ATTACH, BIND, Error, SET_IOMMU};
 use super::inspect;
 use super::iommu::Way;
-use super::open::{Request, check_all};
+use super::open::{Request, check_all, one_per_group};
 use super::sysfs::{Bus, HostDevice, Identity, Roots};
 
 /// A directory with `sys` and `dev` in it.
@@ -311,4 +311,28 @@ fn what_to_do_about_eperm_depends_on_what_was_done() {
         }
         assert!(!text.contains("run as root"), "{text}");
     }
+}
+
+#[test]
+fn each_group_is_tried_once_and_none_of_the_own_ones() {
+    let host = FakeHost::new();
+    let device = |function: u32, group| {
+        let name = format!("0000:41:00.{function}");
+        read(&host.device("pci", &name, Some("vfio-pci"), group))
+    };
+    let devices = [
+        device(0, Some(7)),
+        device(1, Some(7)),
+        device(2, Some(8)),
+        device(3, Some(9)),
+        device(4, None),
+    ];
+    let tried = |own: &[u32]| {
+        let devices = one_per_group(&devices, own);
+        let names = devices.into_iter().map(|device| device.name.clone());
+        names.collect::<Vec<_>>()
+    };
+    let all = ["0000:41:00.0", "0000:41:00.2", "0000:41:00.3"];
+    assert_eq!(tried(&[]), all);
+    assert_eq!(tried(&[8, 7]), all[2..]);
 }
