@@ -90,7 +90,12 @@ impl Facts {
             .release()
             .to_string_lossy()
             .into_owned();
-        let aliases = fs::read_to_string(format!("/lib/modules/{kernel}/modules.alias"));
+        let of_modules = |file| {
+            let text = fs::read(format!("/lib/modules/{kernel}/{file}"));
+            String::from_utf8_lossy(&text.unwrap_or_default()).into_owned()
+        };
+        let modules = of_modules("modules.alias");
+        let builtin = of_modules("modules.builtin.modinfo");
         Self {
             kvm: Kvm::ask(),
             huge_pages: huge_pages(&roots.sys),
@@ -99,7 +104,7 @@ impl Facts {
             } else {
                 BTreeMap::new()
             },
-            variant_drivers: variant::drivers(&aliases.unwrap_or_default(), &host.functions),
+            variant_drivers: variant::drivers(&modules, &builtin, &host.functions),
             kernel,
             host,
         }

@@ -1,4 +1,5 @@
-//! Finds the VFIO driver that is made for a PCI function (`mlx5_vfio_pci`, …), in the aliases of the kernel's modules.
+//! Finds the VFIO driver that is made for a PCI function (`mlx5_vfio_pci`, …), in the aliases of the kernel's modules and of the
+//! drivers that are built into it.
 //!
 //! Such a driver announces itself as `vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*`; the generic `vfio-pci` as one with stars only.
 //! Reference: `drivers/pci/pci-driver.c`, `PCI_DRIVER_OVERRIDE_DEVICE_VFIO`.
@@ -15,9 +16,12 @@ struct Alias<'a> {
     driver: &'a str,
 }
 
-/// The variant driver of each function that has one, by address. `aliases` is the text of `modules.alias`.
-pub fn drivers(aliases: &str, functions: &[Device]) -> BTreeMap<String, String> {
-    let aliases: Vec<_> = aliases.lines().filter_map(Alias::parse).collect();
+/// The variant driver of each function that has one, by address. `modules` is the text of `modules.alias`, `builtin` that of
+/// `modules.builtin.modinfo`.
+pub fn drivers(modules: &str, builtin: &str, functions: &[Device]) -> BTreeMap<String, String> {
+    let modules = modules.lines().filter_map(Alias::parse);
+    let builtin = builtin.split('\0').filter_map(Alias::parse_builtin);
+    let aliases: Vec<_> = modules.chain(builtin).collect();
     functions
         .iter()
         .filter_map(|function| {
@@ -30,7 +34,18 @@ pub fn drivers(aliases: &str, functions: &[Device]) -> BTreeMap<String, String> 
 
 impl<'a> Alias<'a> {
     fn parse(line: &'a str) -> Option<Self> {
-        let (pattern, driver) = line.strip_prefix("alias vfio_pci:v")?.split_once(' ')?;
+        let (pattern, driver) = line.strip_prefix("alias ")?.split_once(' ')?;
+        Self::new(pattern, driver)
+    }
+
+    /// One of the strings `DRIVER.KEY=VALUE`.
+    fn parse_builtin(entry: &'a str) -> Option<Self> {
+        let (driver, entry) = entry.split_once('.')?;
+        Self::new(entry.strip_prefix("alias=")?, driver)
+    }
+
+    fn new(pattern: &'a str, driver: &'a str) -> Option<Self> {
+        let pattern = pattern.strip_prefix("vfio_pci:v")?;
         let (vendor, rest) = pattern.split_once('d')?;
         let (device, _) = rest.split_once('s')?;
         Some(Self {
@@ -76,6 +91,20 @@ mod tests {
         ] {
             assert_eq!(parse(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn drivers_that_are_built_in_are_known_too() {
+        let entries = "mlx5_vfio_pci.license=GPL\0\
+            mlx5_vfio_pci.alias=vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*\0\
+            mlx5_core.alias=pci:v000015B3d00001011sv*sd*bc*sc*i*\0\
+            broken\0";
+        let found: Vec<_> = entries
+            .split('\0')
+            .filter_map(Alias::parse_builtin)
+            .map(|it| (it.vendor, it.device, it.driver))
+            .collect();
+        assert_eq!(found, [(0x15b3, Some(0x101e), "mlx5_vfio_pci")]);
     }
 
     #[test]
