@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::control::{Calls, Remote};
 use crate::events::{EventQueue, MachineEvent};
 use crate::kvm::{self, Kvm, StopReason};
+use crate::limits;
 use crate::machine::{BuildError, Host, KernelFunctions, Machine, PauseError};
 use crate::seccomp;
 use crate::signals::Signals;
@@ -157,6 +158,7 @@ impl Controller {
         restore_terminal_on_panic();
         let kvm = Kvm::open().map_err(Error::Kvm)?;
         kvm::install_kick_handler().map_err(Error::Kvm)?;
+        limits::raise_open_files();
         let queue = EventQueue::new().map_err(|source| Error::Setup {
             what: "create the event queue",
             source,

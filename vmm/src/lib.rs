@@ -9,6 +9,7 @@ pub mod controller;
 pub mod events;
 pub mod interrupts;
 pub mod kvm;
+mod limits;
 pub mod machine;
 pub mod memory;
 pub mod pci_bus;
