@@ -317,6 +317,14 @@ pub fn downloaded(directory: &Path, name: &str) -> Result<PathBuf, Error> {
         })
 }
 
+/// All numbers of a version or release, in order, which is enough to compare those of one distribution's package.
+pub fn numbers(version: &str) -> Vec<u64> {
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

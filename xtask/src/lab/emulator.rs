@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::Error;
-use crate::lab::apt::{self, PrivateApt};
+use crate::lab::apt::{self, PrivateApt, numbers};
 use crate::process;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -108,14 +108,6 @@ fn version_in(text: &str) -> Vec<u64> {
 fn upstream(version: &str) -> Vec<u64> {
     let version = version.split_once(':').map_or(version, |(_, rest)| rest);
     numbers(version.split(['+', '-', '~']).next().unwrap_or_default())
-}
-
-/// All numbers of a version, in order, which is enough to compare versions of one distribution's package.
-fn numbers(version: &str) -> Vec<u64> {
-    version
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! migrate mtty (6.7 or later).
 
 use crate::error::Error;
-use crate::lab::apt::PrivateApt;
+use crate::lab::apt::{PrivateApt, numbers};
 
 const OLDEST: [u64; 2] = [6, 7];
 const PREFERRED: [u64; 2] = [6, 12];
@@ -100,13 +100,6 @@ fn is_part(package: &str) -> bool {
     ]
     .iter()
     .any(|prefix| package.starts_with(prefix))
-}
-
-fn numbers(release: &str) -> Vec<u64> {
-    release
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
 }
 
 #[cfg(test)]
