@@ -181,6 +181,10 @@ fn describe(snapshot: &Snapshot) -> String {
     if let Some(kernel) = payload.and_then(|payload| payload.kernel.as_ref()) {
         line("kernel", escaped(kernel));
     }
+    let serial = &config.serial;
+    if let Some(path) = serial.file.as_ref().or(serial.socket.as_ref()) {
+        line("serial", format!("{:?} {}", serial.mode, escaped(path)));
+    }
     line(
         "memory",
         format!(

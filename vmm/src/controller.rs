@@ -331,8 +331,10 @@ impl Controller {
 
     /// Drops the machine and builds it anew, devices reset.
     fn restart(&mut self) -> Result<(), Error> {
-        self.end_machine(Slot::Down);
-        self.start()
+        self.drop_machine(Slot::Down);
+        let outcome = self.start();
+        self.publish();
+        outcome
     }
 
     /// As [`Self::restart`], for a reset that the guest asked for: a VM that was paused right then stays so.
@@ -341,7 +343,14 @@ impl Controller {
         if !matches!(slot, Some(Slot::Paused(_))) {
             return self.restart();
         }
-        self.end_machine(Slot::Down);
+        self.drop_machine(Slot::Down);
+        let outcome = self.start_paused();
+        self.publish();
+        outcome
+    }
+
+    /// Builds the machine of the VM, and stops it before it runs.
+    fn start_paused(&mut self) -> Result<(), Error> {
         let Some(machine) = self.build()? else {
             return Ok(());
         };
@@ -350,9 +359,18 @@ impl Controller {
         Ok(())
     }
 
-    /// Drops the machine, if there is one.
+    /// Drops the machine, if there is one, and lets clients see that.
     fn end_machine(&mut self, slot: Slot) {
-        self.set_slot(slot);
+        self.drop_machine(slot);
+        self.publish();
+    }
+
+    /// Drops the machine, if there is one. Clients go on seeing it: when another one follows, a VM that only resets would seem to be
+    /// down for a moment.
+    fn drop_machine(&mut self, slot: Slot) {
+        if let Some(vm) = &mut self.vm {
+            vm.slot = slot;
+        }
         if let Some(open) = &self.console {
             open.console.detach();
         }
