@@ -14,6 +14,9 @@ use crate::lab::{self, Selection, Verdict};
 use crate::process;
 use crate::workspace::Workspace;
 
+/// Lab tests at a time: on two cores one leaves two fifths of them idle, while something in it waits.
+const LAB_JOBS: usize = 2;
+
 /// How much is run.
 #[derive(clap::Args)]
 pub struct Options {
@@ -210,7 +213,7 @@ fn lab_tests(options: &Options, workspace: &Workspace, report: &mut Report) {
     let start = Instant::now();
     let selection = Selection {
         full: options.full,
-        jobs: 1,
+        jobs: LAB_JOBS,
         patience: options.patience,
         ..Selection::default()
     };
