@@ -27,7 +27,7 @@ pub struct Options {
     #[arg(long)]
     full: bool,
     /// Multiplies every deadline of the lab: for a busy machine.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 3.0)]
     patience: f64,
 }
 

@@ -11,7 +11,7 @@ expect vm 'L2 clocksource tsc' 5
 tell_vm vm heartbeat
 goes_on vm beat
 # Longer than the gap that a busy machine explains.
-night=$((6 * PATIENCE))
+night=$((4 * PATIENCE))
 ctl_ok vm pause
 sleep $night
 ctl_ok vm resume

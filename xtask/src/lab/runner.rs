@@ -25,6 +25,9 @@ const COMES_UP: Duration = Duration::from_secs(45);
 const ATTEMPTS: u32 = 3;
 /// What a kernel says when it runs into the breakpoint under which it patches code and finds nobody patching.
 const STALE_CODE: &str = "Oops: int3";
+/// What dormouse says of a guest whose CPU has lost its way. Stock kernels do not; emulated CPUs did twice in some 150 boots, each time
+/// while a second CPU started on a machine with three times as much work as cores.
+const TRIPLE_FAULT: &str = "the guest caused a triple fault";
 /// What a kernel says when it stops by its own decision.
 const PANIC: &str = "Kernel panic";
 /// What L1's init prints right before the test.
@@ -104,7 +107,7 @@ impl Bench<'_> {
             println!("lab: {:20} the emulation failed; once more", scenario.name);
         }
         Ok(Verdict::Fail(format!(
-            "the emulation failed in {ATTEMPTS} attempts: L1 did not come up, ran stale code, or died without a word"
+            "the emulation failed in {ATTEMPTS} attempts: L1 did not come up, ran stale code, or died without a word, or L2 met a triple fault"
         )))
     }
 
@@ -195,8 +198,9 @@ impl Bench<'_> {
             narrated = self.narrate(&text, narrated);
             if let Some(verdict) = Verdict::find(&text) {
                 qemu.finish(GRACE);
-                let stale = matches!(verdict, Verdict::Fail(_)) && text.contains(STALE_CODE);
-                return (!stale).then_some(verdict);
+                let emulation = [STALE_CODE, TRIPLE_FAULT];
+                let lost = emulation.iter().any(|sign| text.contains(sign));
+                return (!lost || verdict == Verdict::Pass).then_some(verdict);
             }
             if text.contains(STALE_CODE) {
                 return None;
