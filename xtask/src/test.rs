@@ -14,9 +14,6 @@ use crate::lab::{self, Selection, Verdict};
 use crate::process;
 use crate::workspace::Workspace;
 
-/// Lab tests at a time: on two cores one leaves two fifths of them idle, while something in it waits.
-const LAB_JOBS: usize = 2;
-
 /// How much is run.
 #[derive(clap::Args)]
 pub struct Options {
@@ -213,7 +210,7 @@ fn lab_tests(options: &Options, workspace: &Workspace, report: &mut Report) {
     let start = Instant::now();
     let selection = Selection {
         full: options.full,
-        jobs: LAB_JOBS,
+        jobs: 1,
         patience: options.patience,
         ..Selection::default()
     };

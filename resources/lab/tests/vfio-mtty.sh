@@ -2,6 +2,7 @@
 # kernel: debian iommufd
 # devices: mtty
 # timeout: 180
+# full: yes
 . /lab/lib.sh
 mtty=$(mtty_create 11111111-1111-1111-1111-111111111111) || fail "no mtty device could be created"
 passthrough_cycle "$(vfio_device mtty0 "$mtty")" mtty

@@ -2,6 +2,7 @@
 # kernel: debian iommufd
 # devices: nvme
 # timeout: 180
+# full: yes
 . /lab/lib.sh
 nvme=$(bound_pci 0x0108) || fail "the NVMe could not be bound to vfio-pci"
 passthrough_cycle "$(vfio_device nvme0 "$nvme")" nvme
