@@ -25,7 +25,7 @@ pub struct Assets {
     /// A static busybox, the whole user space of L1 and L2.
     pub busybox: PathBuf,
     /// The migratable sample device, for the distribution's kernel.
-    pub mtty: PathBuf,
+    pub mtty: mtty::Modules,
     /// The initramfs of L2.
     pub l2_initramfs: PathBuf,
     /// The kernel's modules.
@@ -64,12 +64,13 @@ impl Assets {
         })?;
 
         let mtty = directory.join("mtty");
-        stamp::once(directory.join("mtty.stamp"), &of_kernel, || {
-            println!("lab: building mtty.ko for {release}");
+        let of_mtty = Key::default().text(mtty::RECIPE).text(release);
+        stamp::once(directory.join("mtty.stamp"), &of_mtty, || {
+            println!("lab: building mtty.ko and mtty-msi.ko for {release}");
             let headers = root
                 .join("usr/src")
                 .join(format!("linux-headers-{release}"));
-            mtty::build(&source_package, &headers, &mtty).map(drop)
+            mtty::build(&source_package, &headers, &mtty)
         })?;
 
         let modules =
@@ -94,7 +95,7 @@ impl Assets {
         let mut assets = Assets {
             vmlinuz,
             busybox,
-            mtty: mtty.join("mtty.ko"),
+            mtty: mtty::Modules::of(&mtty),
             l2_initramfs: directory.join("l2.cpio"),
             modules,
             source_package,

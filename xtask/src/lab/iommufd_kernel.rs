@@ -18,8 +18,10 @@ use crate::stamp::{self, Key};
 pub struct IommufdKernel {
     /// The bzImage.
     pub image: PathBuf,
-    /// Its only modules, in load order: mdev and mtty.
-    pub modules: Vec<PathBuf>,
+    /// What mtty stands on.
+    pub mdev: PathBuf,
+    /// The migratable sample device. There are no other modules.
+    pub mtty: mtty::Modules,
 }
 
 impl IommufdKernel {
@@ -33,7 +35,10 @@ impl IommufdKernel {
             .file_name()
             .unwrap_or_default()
             .to_string_lossy();
-        let key = Key::default().file(&config)?.text(&package);
+        let key = Key::default()
+            .file(&config)?
+            .text(&package)
+            .text(mtty::RECIPE);
         stamp::once(assets.directory.join("iommufd.stamp"), &key, || {
             host_tools::for_kernel_build()?;
             println!("lab: building the iommufd kernel (minutes; once)");
@@ -41,10 +46,10 @@ impl IommufdKernel {
             build(assets, &config, &tree)?;
             keep(&tree, &results)
         })?;
-        let modules = ["mdev.ko", "mtty.ko"].map(|name| results.join(name));
         Ok(IommufdKernel {
             image: results.join("bzImage"),
-            modules: modules.into(),
+            mdev: results.join("mdev.ko"),
+            mtty: mtty::Modules::of(&results),
         })
     }
 }
@@ -56,6 +61,7 @@ fn keep(tree: &Path, results: &Path) -> Result<(), Error> {
         "arch/x86/boot/bzImage",
         "drivers/vfio/mdev/mdev.ko",
         "samples/vfio-mdev/mtty.ko",
+        "samples/vfio-mdev/mtty-msi.ko",
     ] {
         let from = tree.join(built);
         let to = results.join(Path::new(built).file_name().unwrap_or_default());
@@ -70,6 +76,7 @@ fn build(assets: &Assets, config: &Path, tree: &Path) -> Result<(), Error> {
     }
     fs::create_dir_all(tree).map_err(Error::file("create", tree))?;
     mtty::extract_source(&assets.source_package, "*", 1, tree)?;
+    mtty::add_to_tree(tree)?;
     make(tree, &["tinyconfig"])?;
     let mut merge = Command::new("scripts/kconfig/merge_config.sh");
     process::run(merge.args(["-m", ".config"]).arg(config).current_dir(tree))?;

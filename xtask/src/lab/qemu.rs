@@ -64,7 +64,7 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(self.initramfs);
         let mut append = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable".to_string();
-        if self.devices.iter().any(|device| *device != Device::Mtty) {
+        if self.devices.iter().any(|device| device.is_emulated()) {
             qemu.args(["-device", "intel-iommu,intremap=on"]);
             append += " intel_iommu=on";
         }
@@ -113,7 +113,7 @@ impl Machine<'_> {
                 ]);
                 Ok(())
             }
-            Device::Mtty => Ok(()),
+            Device::Mtty | Device::MttyMsi => Ok(()),
         }
     }
 

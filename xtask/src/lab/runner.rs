@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::lab::assets::Assets;
 use crate::lab::initramfs::{self, L1};
 use crate::lab::iommufd_kernel::IommufdKernel;
+use crate::lab::mtty;
 use crate::lab::qemu::{Console, Machine};
 use crate::lab::scenario::{Device, KernelKind, Scenario};
 use crate::process;
@@ -173,17 +174,25 @@ impl Bench<'_> {
 
     /// The kernel a scenario boots and the modules it loads, in order.
     pub fn kernel(&self, scenario: &Scenario) -> Result<Option<(PathBuf, Vec<PathBuf>)>, Error> {
+        let of_scenario = |mtty: &mtty::Modules| {
+            if scenario.devices.contains(&Device::MttyMsi) {
+                mtty.with_msi.clone()
+            } else {
+                mtty.plain.clone()
+            }
+        };
         match scenario.kernel {
             KernelKind::Debian => {
                 let extra = scenario.modules.iter().map(String::as_str);
                 let names: Vec<&str> = L1_MODULES.into_iter().chain(extra).collect();
                 let mut modules = self.assets.modules.load_order(&names)?;
-                modules.push(self.assets.mtty.clone());
+                modules.push(of_scenario(&self.assets.mtty));
                 Ok(Some((self.assets.vmlinuz.clone(), modules)))
             }
-            KernelKind::Iommufd => Ok(self
-                .iommufd
-                .map(|kernel| (kernel.image.clone(), kernel.modules.clone()))),
+            KernelKind::Iommufd => Ok(self.iommufd.map(|kernel| {
+                let modules = vec![kernel.mdev.clone(), of_scenario(&kernel.mtty)];
+                (kernel.image.clone(), modules)
+            })),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! # about: one line for people
-//! # devices: nvme mtty            QEMU devices behind L1's IOMMU; mtty is the kernel's sample device
+//! # devices: nvme mtty            QEMU devices behind L1's IOMMU; mtty is the kernel's sample device, mtty-msi too
 //! # memory: 3072                  MiB of L1
 //! # smp: 2                        vCPUs of L1
 //! # timeout: 120                  seconds, before --patience
@@ -39,6 +39,15 @@ pub enum Device {
     E1000e,
     /// The sample mediated device.
     Mtty,
+    /// The same, showing guests its MSI.
+    MttyMsi,
+}
+
+impl Device {
+    /// Does QEMU provide it, and not L1's kernel?
+    pub fn is_emulated(self) -> bool {
+        !matches!(self, Device::Mtty | Device::MttyMsi)
+    }
 }
 
 /// A test script and what its head asks for.
@@ -175,6 +184,7 @@ fn device(name: &str) -> Result<Device, String> {
         "ahci" => Device::Ahci,
         "e1000e" => Device::E1000e,
         "mtty" => Device::Mtty,
+        "mtty-msi" => Device::MttyMsi,
         other => return Err(format!("there is no device `{other}`")),
     })
 }
