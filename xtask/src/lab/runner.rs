@@ -100,12 +100,13 @@ impl Bench<'_> {
         };
         let initramfs = logs.join("l1.cpio");
         self.pack(scenario, &modules, &initramfs)?;
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             if let Some(verdict) = self.attempt(scenario, &kernel, &initramfs, &logs)? {
                 self.tidy(&logs, &verdict);
                 return Ok(verdict);
             }
             println!("lab: {:20} the emulation failed; once more", scenario.name);
+            self.set_aside(&logs, attempt)?;
         }
         Ok(Verdict::Fail(format!(
             "the emulation failed in {ATTEMPTS} attempts: L1 did not come up, ran stale code, or died without a word, or L2 met a triple fault"
@@ -248,6 +249,19 @@ impl Bench<'_> {
             }
         }
         complete
+    }
+
+    /// Keeps what a failed attempt left, which the next one would overwrite, in a directory of its own.
+    fn set_aside(&self, logs: &Path, attempt: u32) -> Result<(), Error> {
+        let aside = logs.join(format!("attempt{attempt}"));
+        fs::create_dir_all(&aside).map_err(Error::file("create", &aside))?;
+        for name in ["console.log", "qemu.log", "handout.tar"] {
+            let from = logs.join(name);
+            if from.exists() {
+                fs::rename(&from, aside.join(name)).map_err(Error::file("move", &from))?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps logs; the large files are only of use when something has to be looked into.
