@@ -1,6 +1,9 @@
 //! Snapshots whose checksums are right and whose content is not for this host or this Dormouse: refused with the reason,
 //! never a crash.
 
+use std::fs;
+
+use dormouse_tests::not_run::not_run;
 use dormouse_tests::snapshot::Parts;
 use dormouse_tests::{Serial, Snapshot, TestVm, VmConfig, kvm_guest};
 use serde_json::{Value, json};
@@ -49,6 +52,41 @@ fn cpu_with_other_features() {
             leaf[byte] = json!(0xff);
         }
     });
+}
+
+#[test]
+fn counter_of_another_frequency() {
+    let Some(snapshot) = snapshot() else { return };
+    let mut known = false;
+    snapshot
+        .copy()
+        .forge(|parts| known = parts.state("kvm-vcpu")["tsc_khz"].is_u64());
+    if !known {
+        return not_run("this KVM does not tell the frequency of a vCPU's counter");
+    }
+    // No host counts so slowly, and none can scale its counter that far.
+    refuses(&snapshot, &["vCPU 0", "TSC frequency"], |parts| {
+        parts.state("kvm-vcpu")["tsc_khz"] = json!(1);
+    });
+}
+
+#[test]
+fn model_specific_register_that_the_host_lacks() {
+    let Some(snapshot) = snapshot() else { return };
+    let ignores = fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs");
+    if ignores.is_ok_and(|value| value.starts_with('Y')) {
+        return not_run("this host's KVM ignores registers that it does not know (ignore_msrs)");
+    }
+    // As KVM has it in memory: index, nothing, and the value, which is what makes it matter.
+    let entry = |index: u32| [index, 0, 0x1234, 0].map(u32::to_le_bytes).concat();
+    let refused = ["vCPU 0", "MSR 0x4fffff00", "0x1234"];
+    for first in [false, true] {
+        refuses(&snapshot, &refused, |parts| {
+            let registers = parts.state("kvm-vcpu")["msrs"].as_array_mut().unwrap();
+            let place = if first { 0 } else { registers.len() };
+            registers.insert(place, json!(entry(0x4fff_ff00)));
+        });
+    }
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! A guest that wakes finds everything as it was when it fell asleep, and no time gone.
 
+use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dormouse_tests::binary::dormouse;
+use dormouse_tests::exit::ended;
 use dormouse_tests::vm::SOON;
 use dormouse_tests::{Serial, Snapshot, TestVm, VmConfig, kvm_guest};
 
@@ -209,4 +213,33 @@ fn guest_waiting_for_input_wakes_by_its_interrupt() {
     vm.type_in(b"\x04");
     vm.expect("echo=done bytes=800");
     assert!(vm.console().text().contains(&text));
+}
+
+#[test]
+fn more_memory_at_once_than_the_host_has_is_refused_before_anything_is_built() {
+    let Some(guest) = kvm_guest() else { return };
+    // All of the host's, of which never all is available. Little of it is touched.
+    let mib = fs::read_to_string("/proc/meminfo")
+        .unwrap()
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("MemTotal:")
+                .or(line.strip_prefix("SwapTotal:"))
+        })
+        .map(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10)
+        .sum::<u64>();
+    let config = VmConfig::new(&guest.pvh, "fill=2 ask").memory(mib << 20);
+    let vm = TestVm::start(&config.serial(Serial::Tty).with_api());
+    vm.expect("ask>");
+    let snapshot = Snapshot::take(&vm);
+    drop(vm);
+    // The limit is for the host's sake, should it not be refused.
+    let mut restore = Command::new("prlimit");
+    restore.arg("--as=4294967296").arg(dormouse());
+    restore.args(["restore", "--resume", "--prefault", "--snapshot"]);
+    let refused = ended(restore.arg(snapshot.path()), SOON);
+    refused.assert_failure(&[&format!("{mib} MiB of RAM"), "available"]);
+    let mut vm = snapshot.wake(&[]);
+    vm.type_in(b"verify=2\n");
+    vm.expect("verify=ok");
 }

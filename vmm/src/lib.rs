@@ -17,6 +17,8 @@ pub mod progress;
 pub mod seccomp;
 pub mod signals;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 pub mod vcpu_thread;
 pub mod vfio;
 pub mod windows;

@@ -33,6 +33,7 @@ pub fn on_each<T: Copy + Send, E: Send>(
 #[cfg(test)]
 mod tests {
     use super::on_each;
+    use crate::testing::without_threads;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
@@ -43,5 +44,19 @@ mod tests {
             if item % 4 == 3 { Err(item) } else { Ok(()) }
         });
         assert_eq!((outcome, done.into_inner()), (Err(3), 10));
+    }
+
+    #[test]
+    fn for_want_of_threads_the_calling_one_does_all() {
+        without_threads(|| {
+            let caller = std::thread::current().id();
+            let done = AtomicU32::new(0);
+            let outcome = on_each(0..10_u32, |item| {
+                assert_eq!(std::thread::current().id(), caller);
+                done.fetch_add(1, Ordering::Relaxed);
+                if item % 4 == 3 { Err(item) } else { Ok(()) }
+            });
+            assert_eq!((outcome, done.into_inner()), (Err(3), 10));
+        });
     }
 }

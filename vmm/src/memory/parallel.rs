@@ -59,6 +59,7 @@ pub fn each_unit<S: Send, E: Send>(
 #[cfg(test)]
 mod tests {
     use super::each_unit;
+    use crate::testing::without_threads;
 
     #[test]
     fn every_unit_is_done_once() {
@@ -84,5 +85,20 @@ mod tests {
             );
             assert_eq!(failed.unwrap_err(), 100);
         }
+    }
+
+    #[test]
+    fn for_want_of_threads_the_calling_one_does_all() {
+        without_threads(|| {
+            let count = each_unit(
+                1000,
+                || 0,
+                |count, _| {
+                    *count += 1;
+                    Ok::<_, ()>(())
+                },
+            );
+            assert_eq!(count, Ok(vec![1000]));
+        });
     }
 }
