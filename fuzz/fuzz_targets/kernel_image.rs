@@ -103,6 +103,7 @@ fn check_loaded(
     let params = AcpiParams {
         apic_ids: &[0],
         mmio64: layout::mmio64_window(ram_bytes, 46),
+        serial_port: true,
     };
     let rsdp = write_acpi(memory, &params).expect("tables have a place of their own");
     boot_params::write(memory, entry, ram_bytes, rsdp).expect("so have the boot structures");

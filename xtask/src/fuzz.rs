@@ -1,11 +1,11 @@
 //! `cargo xtask fuzz [TARGET]`: coverage-guided fuzzing of everything that reads foreign bytes.
 //!
-//! The targets are a workspace of their own in `fuzz/`, built by cargo-fuzz with a nightly compiler; what is missing of
-//! both is said, and cargo-fuzz is installed. One target runs after the other, from its seeds and from what earlier runs
-//! on this machine have found. An input that breaks something is kept in `fuzz/artifacts/`.
+//! The targets are a workspace of their own in `fuzz/`, built by cargo-fuzz, which is installed into the checkout's
+//! `target`. Instrumented code takes switches of the compiler that are not stable: with a nightly compiler they may be used, and the
+//! stable one is told to allow them. One target runs after the other, from its seeds and from what earlier runs on this machine
+//! have found. An input that breaks something is kept in `fuzz/artifacts/`.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::error::Error;
@@ -59,41 +59,60 @@ impl Target {
 
 /// Runs the targets; the first finding ends the run.
 pub fn run(options: &Options, workspace: &Workspace) -> Result<ExitCode, Error> {
-    if !has_nightly() {
-        println!(
-            "not run: fuzzing needs a nightly compiler from rustup; install it with `rustup toolchain install nightly`"
-        );
-        return Ok(ExitCode::SUCCESS);
-    }
-    let root = workspace.root();
-    if !has_cargo_fuzz(root) {
-        let mut install = nightly_cargo(root);
-        process::run_visibly(install.args(["install", "--quiet", "--locked", "cargo-fuzz"]))?;
+    let tools = workspace.target().join("tools");
+    if !tools.join("bin/cargo-fuzz").exists() {
+        println!("fuzz: installing cargo-fuzz into {}", tools.display());
+        let mut install = workspace.cargo();
+        install.args(["install", "--quiet", "--locked", "cargo-fuzz", "--root"]);
+        process::run_visibly(install.arg(&tools))?;
     }
     let targets = match &options.target {
         Some(target) => std::slice::from_ref(target),
         None => clap::ValueEnum::value_variants(),
     };
     for target in targets {
-        fuzz(&target.name(), options.seconds, root)?;
+        fuzz(&target.name(), options.seconds, workspace)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn fuzz(target: &str, seconds: u32, root: &Path) -> Result<(), Error> {
+fn fuzz(target: &str, seconds: u32, workspace: &Workspace) -> Result<(), Error> {
     println!("=== fuzz {target} for {seconds} s");
-    let fuzz = root.join("fuzz");
+    let fuzz = workspace.root().join("fuzz");
     let corpus = fuzz.join("corpus").join(target);
     fs::create_dir_all(&corpus).map_err(Error::file("create", &corpus))?;
     // What is new goes to the first directory, so the seeds stay as they are.
-    let mut cargo = nightly_cargo(root);
+    let mut cargo = cargo_fuzz(workspace);
     cargo
-        .args(["fuzz", "run", target])
+        .args(["fuzz", "run", "--target-dir"])
+        .arg(workspace.target().join("fuzz"))
+        .arg(target)
         .args([corpus, fuzz.join("seeds").join(target)])
         .arg("--")
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={TIMEOUT_SECONDS}"));
     process::run_visibly(&mut cargo)
+}
+
+/// A cargo that finds cargo-fuzz and whose compiler takes the switches it needs.
+fn cargo_fuzz(workspace: &Workspace) -> Command {
+    let mut command = if has_nightly() {
+        // This program was started by another cargo, which says so in variables that rustup replaces.
+        let mut command = Command::new("rustup");
+        command.args(["run", "nightly", "cargo"]);
+        command
+    } else {
+        let mut command = workspace.cargo();
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command
+    };
+    let mut path = workspace.target().join("tools/bin").into_os_string();
+    if let Some(inherited) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(inherited);
+    }
+    command.current_dir(workspace.root()).env("PATH", path);
+    command
 }
 
 /// Looks without starting a nightly program, which rustup might answer by installing one.
@@ -102,18 +121,6 @@ fn has_nightly() -> bool {
         list.lines()
             .any(|toolchain| toolchain.starts_with("nightly-"))
     })
-}
-
-fn has_cargo_fuzz(root: &Path) -> bool {
-    process::run(nightly_cargo(root).args(["fuzz", "--version"])).is_ok()
-}
-
-/// A nightly cargo at the root of the checkout. This program was started by another cargo, which says so in variables
-/// that rustup replaces.
-fn nightly_cargo(root: &Path) -> Command {
-    let mut command = Command::new("rustup");
-    command.args(["run", "nightly", "cargo"]).current_dir(root);
-    command
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that says whether the checkout is good, in one run.
 //!
-//! Style, documentation, all cargo tests, then the lab. A failed step does not stop the following ones. The last line
+//! Style, fuzz targets, documentation, all cargo tests, then the lab. A failed step does not stop the following ones. The last line
 //! is `N passed, N failed` over steps and tests, with `, N skipped` when something could not run here.
 
 use std::fs;
@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 /// How much is run.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Without the lab and the documentation.
+    /// Without the lab, the documentation and the fuzz targets.
     #[arg(long)]
     quick: bool,
     /// Also the long lab tests and those on the iommufd kernel.
@@ -100,6 +100,17 @@ pub fn run(options: &Options, workspace: &Workspace) -> Result<ExitCode, Error> 
     ];
     report.step("clippy", workspace.cargo().args(clippy));
     if !options.quick {
+        // A workspace of their own, which nothing else compiles.
+        let fuzz = [
+            "clippy",
+            "--quiet",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        report.step("fuzz targets", workspace.cargo().args(fuzz));
         let doc = ["doc", "--quiet", "--no-deps", "--workspace"];
         report.step(
             "documentation",

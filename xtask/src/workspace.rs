@@ -35,6 +35,11 @@ impl Workspace {
         &self.root
     }
 
+    /// The target directory, where everything that is made goes.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// The `dormouse` of a plain `cargo build`.
     pub fn debug_dormouse(&self) -> PathBuf {
         self.target.join("debug").join("dormouse")
