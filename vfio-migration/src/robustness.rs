@@ -39,11 +39,19 @@ enum Action {
     ResetFromOutside,
 }
 
+/// The states that operations and their recovery ask for most.
+const COMMON: [MigState; 4] = [
+    MigState::Stop,
+    MigState::Running,
+    MigState::RunningP2p,
+    MigState::StopCopy,
+];
+
 fn fault() -> impl Strategy<Value = Fault> {
     let state = || select(&MigState::ALL[..]);
     let errno = || select(&ERRNOS[..]);
     let at = || 0u64..130;
-    prop_oneof![
+    let mixed = prop_oneof![
         (state(), 0usize..4, errno()).prop_map(|(to, hops, errno)| Fault::Set { to, hops, errno }),
         (state(), errno()).prop_map(|(to, errno)| Fault::SetBreaks { to, errno }),
         state().prop_map(|to| Fault::SetWithoutFd { to }),
@@ -54,7 +62,11 @@ fn fault() -> impl Strategy<Value = Fault> {
         at().prop_map(|at| Fault::ShortWrite { at }),
         errno().prop_map(|errno| Fault::Reset { errno }),
         Just(Fault::IdleReset),
-    ]
+    ];
+    // Half of all, since a recovery fails only where both it and the operation before it meet one of these.
+    let set = (select(&COMMON[..]), 0usize..4, errno());
+    let set = set.prop_map(|(to, hops, errno)| Fault::Set { to, hops, errno });
+    prop_oneof![mixed, set]
 }
 
 fn action() -> impl Strategy<Value = Action> {
