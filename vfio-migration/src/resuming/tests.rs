@@ -308,7 +308,7 @@ fn a_slow_file_is_gathered_and_a_broken_one_ends_in_a_reset() {
 fn a_large_blob_passes_in_bounded_pieces() {
     let (fake, mut device, _) = fresh(P2P);
     fake.set_acceptance(Acceptance::Anything);
-    let length = (5 * BUFFER_BYTES + 3) as u64;
+    let length = (5 << 20) + 3;
     let mut control = StreamControl::default();
     let mut seen = 0;
     let mut progress = |bytes: u64| seen = bytes;
@@ -321,6 +321,7 @@ fn a_large_blob_passes_in_bounded_pieces() {
     assert_eq!(seen, length);
     assert_eq!(fake.contents().length(), length);
     assert_eq!(fake.largest_transfer(), BUFFER_BYTES);
+    assert!(fake.largest_transfer() <= 1 << 20);
 }
 
 #[test]

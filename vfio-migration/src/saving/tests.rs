@@ -283,6 +283,7 @@ fn a_large_state_passes_in_whole_aligned_pieces_and_bounded_memory() {
     assert_eq!(meter.pieces, pieces as u64 + 1);
     assert_eq!((meter.largest, meter.misaligned), (BUFFER_BYTES, 0));
     assert!(fake.largest_transfer() <= BUFFER_BYTES);
+    assert!(fake.largest_transfer() <= 1 << 20);
     let reads = trace
         .events()
         .iter()
