@@ -371,6 +371,13 @@ fn a_device_that_lost_its_state_is_known() {
     sleeper.device.inject(breaks(MigState::Stop));
     pause(&[function], PeerDma::Possible).unwrap_err();
     assert!(function.has_lost_state(), "after a pause that failed");
+
+    function.reset().unwrap();
+    assert!(!function.has_lost_state());
+    sleeper.device.inject(breaks(MigState::Stop));
+    sleeper.device.inject(Fault::Reset { errno: EIO });
+    pause(&[function], PeerDma::Possible).unwrap_err();
+    assert!(function.has_lost_state(), "when its reset failed, too");
 }
 
 #[test]
