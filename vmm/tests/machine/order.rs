@@ -229,7 +229,8 @@ fn the_old_place_of_a_bar_may_be_another_ones() {
         }
     };
     let old = one.function.placed_bars()[0].1;
-    // The first is being sized, and the second goes where it was.
+    // The first is being sized, its upper half first so that it answers nowhere, and the second goes where it was.
+    write(one, 0x14, u32::MAX);
     write(one, 0x10, u32::MAX);
     write(two, 0x10, old as u32);
     write(two, 0x14, (old >> 32) as u32);
@@ -241,6 +242,7 @@ fn the_old_place_of_a_bar_may_be_another_ones() {
     };
     let before = places(&machine);
     assert_eq!(before[1][0].1, old);
+    assert_eq!(before[0].len() + 1, before[1].len(), "one does not answer");
     let asleep = paused(machine);
     rig.snapshot(&asleep, config).unwrap();
     drop(asleep);
