@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dormouse_api::response::{
     DeviceCondition, DeviceNode, DeviceState, MigrationFlag, MigrationState, PciBarType, Resource,
 };
+use dormouse_devices::vfio::VfioFunction;
 use dormouse_pci::{BarKind, PciFunction};
 use dormouse_vfio_migration::group::GroupError;
 use dormouse_vfio_migration::{MigFlags, MigState};
@@ -76,7 +77,7 @@ fn state(attached: &Attached, group: Option<&GroupError>) -> DeviceState {
                 .filter(|group| names(group, attached))
                 .map(ToString::to_string)
         }),
-        conditions: conditions(attached),
+        conditions: conditions(&attached.function),
     }
 }
 
@@ -84,8 +85,7 @@ fn names(group: &GroupError, attached: &Attached) -> bool {
     matches!(group, GroupError::NoPeerToPeer { device, .. } if device == attached.function.name())
 }
 
-fn conditions(attached: &Attached) -> Vec<DeviceCondition> {
-    let function = &attached.function;
+fn conditions(function: &VfioFunction) -> Vec<DeviceCondition> {
     [
         (function.has_lost_state(), DeviceCondition::StateLost),
         (function.is_out_of_order(), DeviceCondition::Failed),
@@ -118,5 +118,38 @@ fn migration_state(state: MigState) -> MigrationState {
         MigState::RunningP2p => MigrationState::RunningP2p,
         MigState::PreCopy => MigrationState::PreCopy,
         MigState::PreCopyP2p => MigrationState::PreCopyP2p,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_api::response::DeviceCondition;
+    use dormouse_devices::lifecycle::{Quiesced, Save};
+    use dormouse_devices::vfio::host::Alarms;
+    use dormouse_devices::vfio::testing::{HostFaults, Model, Rig, RigParts};
+
+    use super::conditions;
+
+    #[test]
+    fn what_is_out_of_the_ordinary_is_shown() {
+        let rig = Rig::new(Model::nvme());
+        assert_eq!(conditions(&rig.function), []);
+        let shown = |wanted_back, failed| {
+            rig.host.set_faults(HostFaults {
+                alarms: Alarms {
+                    wanted_back,
+                    failed,
+                },
+                ..HostFaults::default()
+            });
+            conditions(&rig.function)
+        };
+        assert_eq!(shown(true, false), [DeviceCondition::WantedBack]);
+        assert_eq!(shown(false, true), [DeviceCondition::Failed]);
+
+        let mut parts = RigParts::new(Model::nvme());
+        parts.state = Some(rig.function.save(&Quiesced::declare()));
+        let woken = parts.build().unwrap();
+        assert_eq!(conditions(&woken.function), [DeviceCondition::StateLost]);
     }
 }
