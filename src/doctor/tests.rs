@@ -7,7 +7,7 @@ use dormouse_vmm::vfio::inspect::{Device, Features, Host, Migration};
 use dormouse_vmm::vfio::{Bus, Group, HostDevice, Identity, Member};
 
 use super::facts::{Facts, Kvm, Probe};
-use super::{advice, text};
+use super::{advice, text, variant};
 
 const VF: &str = "0000:41:00.3";
 const NIC: &str = "0000:00:1f.6";
@@ -258,4 +258,21 @@ fn an_unbound_function_gets_the_commands_that_bind_it() {
         remedy.contains("echo vfio-pci > /sys/bus/pci/devices/0000:00:1f.6/driver_override; echo")
     );
     assert!(line(&report(&facts), "0000:00:01.0").ends_with("no: a bridge"));
+}
+
+#[test]
+fn variant_drivers_are_looked_for_among_modules_and_among_what_is_built_in() {
+    let functions = [function(VF, None, None), function(NIC, None, None)];
+    let alias = "vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*";
+    let module = format!("alias {alias} mlx5_vfio_pci\n");
+    let built_in = format!("mlx5_vfio_pci.alias={alias}\0");
+    for (modules, built_in) in [(&*module, ""), ("", &*built_in)] {
+        let found = variant::drivers(modules, built_in, &functions);
+        let names: Vec<_> = found
+            .iter()
+            .map(|(a, b)| (a.as_str(), b.as_str()))
+            .collect();
+        assert_eq!(names, [(NIC, "mlx5_vfio_pci"), (VF, "mlx5_vfio_pci")]);
+    }
+    assert!(variant::drivers("", "", &functions).is_empty());
 }
