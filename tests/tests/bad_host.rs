@@ -1,4 +1,5 @@
-//! What the host does not give is refused at once, and named: KVM, memory, files for the serial port.
+//! What the host does not give is refused at once, and named: KVM, memory, files for the serial port. What it gives less of than it
+//! could is taken: open files.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -11,7 +12,8 @@ use dormouse_tests::binary::dormouse;
 use dormouse_tests::exit::{refused, refused_command};
 use dormouse_tests::guest;
 use dormouse_tests::not_run::not_run;
-use dormouse_tests::{VmConfig, kvm_guest};
+use dormouse_tests::{TestVm, VmConfig, kvm_guest};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -176,4 +178,22 @@ fn serial_sockets_that_cannot_be_bound() {
         exit.assert_failure(&["serial"]);
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+}
+
+#[test]
+fn few_open_files() {
+    let Some(guest) = kvm_guest() else { return };
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // The VMM inherits it; the other tests here do not miss one descriptor.
+    let current = Some(current.map_or(1 << 16, |current| current - 1));
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    let vm = TestVm::start(&VmConfig::new(&guest.pvh, "heartbeat=5"));
+    vm.expect("heartbeat 3");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", vm.pid())).unwrap();
+    let mut lines = limits.lines();
+    let files = lines
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap();
+    let [soft, hard] = [0, 1].map(|at| files.split_whitespace().nth(at).unwrap());
+    assert_eq!(soft, hard);
 }
