@@ -31,8 +31,11 @@ struct Cycle {
 
 /// Sleeps and wakes `runs` times; the directory for it is on the disk of `scratch`.
 pub fn figures(binary: &Path, guest: &Path, scratch: &Path, runs: usize) -> Vec<Figure> {
-    let cycles: Result<Vec<Cycle>, String> = (0..runs.max(1))
-        .map(|_| cycle(binary, guest, scratch))
+    let cycles: Result<Vec<Cycle>, String> = [true, false]
+        .into_iter()
+        .cycle()
+        .take(runs.max(1))
+        .map(|copy_first| cycle(binary, guest, scratch, copy_first))
         .collect();
     let value = |unit, of: fn(&Cycle) -> f64| match &cycles {
         Ok(cycles) => median_of(cycles.iter().map(of).collect(), unit),
@@ -78,7 +81,8 @@ pub fn figures(binary: &Path, guest: &Path, scratch: &Path, runs: usize) -> Vec<
     ]
 }
 
-fn cycle(binary: &Path, guest: &Path, scratch: &Path) -> Result<Cycle, String> {
+/// `copy_first`: of the two that are compared, whichever is written later finds the disk busier.
+fn cycle(binary: &Path, guest: &Path, scratch: &Path, copy_first: bool) -> Result<Cycle, String> {
     let directory =
         TempDir::new_in(scratch).map_err(|error| format!("no scratch directory: {error}"))?;
     let (socket, snapshot) = (
@@ -86,15 +90,25 @@ fn cycle(binary: &Path, guest: &Path, scratch: &Path) -> Result<Cycle, String> {
         directory.path().join("snapshot"),
     );
     let mut vm = boot(binary, guest, directory.path(), &socket)?;
-    let copy_ms = synced_copy(&directory.path().join("copy"))?;
     control(binary, &socket, &["pause".as_ref()])?;
-    let start = Instant::now();
-    control(
-        binary,
-        &socket,
-        &["snapshot".as_ref(), snapshot.as_os_str()],
-    )?;
-    let snapshot_ms = millis(start.elapsed());
+    warm_up(directory.path())?;
+    let copy = || synced_copy(&directory.path().join("copy"));
+    let sleep = || -> Result<f64, String> {
+        let start = Instant::now();
+        control(
+            binary,
+            &socket,
+            &["snapshot".as_ref(), snapshot.as_os_str()],
+        )?;
+        Ok(millis(start.elapsed()))
+    };
+    let (copy_ms, snapshot_ms) = if copy_first {
+        let copy_ms = copy()?;
+        (copy_ms, sleep()?)
+    } else {
+        let snapshot_ms = sleep()?;
+        (copy()?, snapshot_ms)
+    };
     vm.end();
     let pause_ms = recorded_ms(&snapshot, "stop vCPUs")?;
     let disk_mib = disk_bytes(&snapshot)? as f64 / f64::from(1 << 20);
@@ -209,7 +223,20 @@ fn control(binary: &Path, socket: &Path, words: &[&std::ffi::OsStr]) -> Result<(
     }
 }
 
-/// Writes as many bytes as the snapshot holds, and waits for the disk.
+/// Has the page cache hold, for a moment, as much as the copy and the snapshot will need. Where this machine is a virtual one, memory that
+/// it never used before comes page by page from its host, at several times the cost of writing it, to whichever is written first.
+fn warm_up(directory: &Path) -> Result<(), String> {
+    let files = ["warm-up0", "warm-up1"].map(|name| directory.join(name));
+    for file in &files {
+        synced_copy(file)?;
+    }
+    for file in &files {
+        fs::remove_file(file).map_err(|error| format!("a copy cannot be removed: {error}"))?;
+    }
+    Ok(())
+}
+
+/// A plain copy of what the guest has written, until it is on the disk, in milliseconds.
 fn synced_copy(to: &Path) -> Result<f64, String> {
     let bytes = vec![0x5a; COPY_BYTES];
     let write = || -> std::io::Result<Duration> {
@@ -221,10 +248,9 @@ fn synced_copy(to: &Path) -> Result<f64, String> {
         file.sync_all()?;
         Ok(start.elapsed())
     };
-    let elapsed = write().map_err(|error| format!("the plain copy failed: {error}"))?;
-    // Only its time is wanted, and the snapshot wants the room.
-    fs::remove_file(to).map_err(|error| format!("the plain copy cannot be removed: {error}"))?;
-    Ok(millis(elapsed))
+    write()
+        .map(millis)
+        .map_err(|error| format!("the plain copy failed: {error}"))
 }
 
 /// The duration of a phase from the snapshot's own timeline.
