@@ -1,4 +1,4 @@
-# about: devices that cannot be passed through are refused before the guest starts, with cause and remedy
+# about: devices that cannot be passed through are refused before the guest starts, with cause and remedy; one is wanted back
 # kernel: debian iommufd
 # devices: nvme mtty
 # modules: nvme
@@ -43,5 +43,18 @@ refused_device "$address.*another process uses? the device" "$(vfio_device nvme0
 works vm mtty 1
 tell_vm vm load nvme
 works vm nvme 1
+
+# The host wants the NVMe back: that is told, the VM goes on, and lets go of it when it ends.
+echo "$address" > /sys/bus/pci/drivers/vfio-pci/unbind &
+unbinding=$!
+wait_until 20 grep -q "$address.*the host wants the device back" "$RUN/vm.out" || fail "dormouse does not say that the host wants the device back"
+works vm nvme 2
+ctl_ok vm pause
+assert "vm.info does not tell that the host wants the device back" sh -c \
+    "dormouse ctl --api-socket $RUN/vm.sock info | grep -q WANTED_BACK"
+ctl_ok vm resume
+works vm nvme 3
+assert "the host got the device while the VM had it" kill -0 "$unbinding"
 ends_well vm
+wait_until 10 test ! -e "$disk/driver" || fail "the device is still bound when its VM is gone"
 pass
