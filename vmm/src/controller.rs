@@ -308,6 +308,10 @@ impl Controller {
                 self.end_machine(Slot::PoweredOff);
                 None
             }
+            MachineEvent::DeviceAlarm => {
+                self.publish();
+                None
+            }
             MachineEvent::Quit => {
                 tracing::info!("the user ended the VM");
                 return Ok(Some(Outcome::Quit));

@@ -21,6 +21,8 @@ pub enum MachineEvent {
         /// Why.
         reason: StopReason,
     },
+    /// A passed-through device has something to tell that `vm.info` shows.
+    DeviceAlarm,
     /// The user typed the escape sequence that ends the VM.
     Quit,
     /// A signal that ends the process.

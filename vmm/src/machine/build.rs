@@ -116,7 +116,7 @@ impl Machine {
         let passthrough = Passthrough::new(
             config,
             &frame,
-            host.functions.as_ref(),
+            host,
             |_| None,
             |candidate| {
                 let function = candidate.function(&frame, &stopwatch, VfioFunction::new)?;

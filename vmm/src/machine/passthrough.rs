@@ -13,8 +13,9 @@ use dormouse_vfio_migration::group::{GroupError, PeerDma};
 use thiserror::Error;
 
 use super::Machine;
+use super::build::Host;
 use super::frame::Frame;
-use super::function_source::{FunctionHost, FunctionSource, OpenFunction};
+use super::function_source::{FunctionSource, OpenFunction};
 use super::timed_migration::TimedMigration;
 use super::timeline::Stopwatch;
 use crate::interrupts::SlotInterrupts;
@@ -192,18 +193,19 @@ impl Passthrough {
     pub fn new(
         config: &VmConfig,
         frame: &Frame,
-        host: &dyn FunctionHost,
+        host: &Host,
         recorded: impl Fn(&str) -> Option<Bdf>,
         mut build: impl FnMut(&Candidate<'_>) -> Result<Arc<VfioFunction>, Error>,
     ) -> Result<Self, Error> {
         let platform: PlatformConfig = config.platform_or_default();
-        let source = host.source(Placement {
+        let source = host.functions.source(Placement {
             vm: Arc::clone(&frame.vm),
             ram: frame.ram.clone(),
             slots: Arc::clone(&frame.slots),
             iommufd: platform.iommufd,
             peer_to_peer: platform.vfio_p2p_dma,
             roots: Roots::default(),
+            events: host.events.clone(),
         });
         let ids = ids(config);
         let requests = requests(&ids, config);

@@ -290,7 +290,7 @@ fn restore_functions(
     let passthrough = Passthrough::new(
         config,
         frame,
-        host.functions.as_ref(),
+        host,
         |id| saved.get(id).map(|(place, _)| place.bdf),
         |candidate| {
             let (_, state) =

@@ -2,7 +2,7 @@
 //!
 //! `VFIO_PCI_REQ_IRQ_INDEX` is signalled again every few seconds while an unbind or a removal waits for this process, and
 //! `VFIO_PCI_ERR_IRQ_INDEX` for each uncorrectable PCIe error. One thread for the devices that are opened together writes that to
-//! the log; `vm.info` shows it.
+//! the log, and has `vm.info` show it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,6 +15,7 @@ use dormouse_devices::vfio::host::{Alarms, IrqIndex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::intx_relay::{take, wait};
+use crate::events::{EventSender, MachineEvent};
 use crate::kvm::borrow_eventfd;
 
 /// The kernel repeats itself, the log does not need to.
@@ -23,6 +24,8 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// The alarms of one device.
 pub(super) struct DeviceAlarms {
     name: String,
+    /// Whoever shows the state of devices.
+    events: EventSender,
     requested: Alarm,
     failed: Alarm,
 }
@@ -43,9 +46,8 @@ impl Alarm {
         })
     }
 
-    /// Records the alarm. Says whether it is to be told now.
-    fn raise(&self, now: Instant) -> bool {
-        self.raised.store(true, Ordering::Relaxed);
+    /// Says whether an alarm of now is to be told.
+    fn is_due(&self, now: Instant) -> bool {
         let mut told = self
             .told
             .lock()
@@ -59,9 +61,10 @@ impl Alarm {
 }
 
 impl DeviceAlarms {
-    pub(super) fn new(name: String) -> io::Result<Self> {
+    fn new(name: String, events: EventSender) -> io::Result<Self> {
         Ok(Self {
             name,
+            events,
             requested: Alarm::new()?,
             failed: Alarm::new()?,
         })
@@ -84,11 +87,19 @@ impl DeviceAlarms {
 
     /// A reset gets a device over its errors.
     pub(super) fn was_reset(&self) {
-        self.failed.raised.store(false, Ordering::Relaxed);
+        self.set(&self.failed, false);
+    }
+
+    fn set(&self, alarm: &Alarm, raised: bool) {
+        // Not for each repetition: the queue has no limit.
+        if alarm.raised.swap(raised, Ordering::Relaxed) != raised {
+            self.events.send(MachineEvent::DeviceAlarm);
+        }
     }
 
     fn on_request(&self) {
-        if self.requested.raise(Instant::now()) {
+        self.set(&self.requested, true);
+        if self.requested.is_due(Instant::now()) {
             tracing::warn!(
                 "{}: the host wants the device back, and whoever removes it or unbinds its driver waits for this VM: shut the VM down, or remove the device from it",
                 self.name
@@ -97,7 +108,8 @@ impl DeviceAlarms {
     }
 
     fn on_error(&self) {
-        if self.failed.raise(Instant::now()) {
+        self.set(&self.failed, true);
+        if self.failed.is_due(Instant::now()) {
             tracing::error!(
                 "{}: the device had an uncorrectable PCIe error and may work no more until it is reset; see the host's kernel log",
                 self.name
@@ -125,12 +137,13 @@ impl Shared {
 /// The thread. Dropping it ends the thread.
 pub(super) struct Watch {
     shared: Arc<Shared>,
+    events: EventSender,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// Starts the thread, which has no devices yet.
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts the thread, which has no devices yet. `events` gets a [`MachineEvent::DeviceAlarm`] for each change of a device's state.
+    pub(super) fn start(events: EventSender) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             devices: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -148,14 +161,17 @@ impl Watch {
         };
         Ok(Self {
             shared,
+            events,
             thread: Some(thread),
         })
     }
 
-    /// Looks at one more device.
-    pub(super) fn add(&self, device: &Arc<DeviceAlarms>) -> io::Result<()> {
-        self.shared.devices().push(Arc::clone(device));
-        self.shared.wake.write(1)
+    /// Looks at one more device, of this name in the log.
+    pub(super) fn listen_to(&self, name: String) -> io::Result<Arc<DeviceAlarms>> {
+        let device = Arc::new(DeviceAlarms::new(name, self.events.clone())?);
+        self.shared.devices().push(Arc::clone(&device));
+        self.shared.wake.write(1)?;
+        Ok(device)
     }
 }
 
@@ -197,13 +213,13 @@ fn watch(shared: &Shared) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::thread;
     use std::time::{Duration, Instant};
 
     use dormouse_devices::vfio::host::Alarms;
 
     use super::{DeviceAlarms, REPEAT_AFTER, Watch};
+    use crate::events::EventQueue;
 
     fn await_state(device: &DeviceAlarms, expected: Alarms) {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -215,11 +231,9 @@ mod tests {
 
     #[test]
     fn alarms_of_each_device_are_noticed() {
-        let watch = Watch::start().unwrap();
-        let device = |name: &str| Arc::new(DeviceAlarms::new(name.to_owned()).unwrap());
-        let (one, two) = (device("one"), device("two"));
-        watch.add(&one).unwrap();
-        watch.add(&two).unwrap();
+        let events = EventQueue::new().unwrap();
+        let watch = Watch::start(events.sender()).unwrap();
+        let [one, two] = ["one", "two"].map(|name| watch.listen_to(name.to_owned()).unwrap());
         let quiet = Alarms::default();
         two.failed.eventfd.write(1).unwrap();
         let failed = Alarms {
@@ -235,16 +249,21 @@ mod tests {
         await_state(&one, wanted_back);
         two.was_reset();
         assert_eq!((one.state(), two.state()), (wanted_back, quiet));
+        one.requested.eventfd.write(1).unwrap();
+        two.was_reset();
         drop(watch);
+        let told = std::iter::from_fn(|| events.next());
+        assert_eq!(told.count(), 3, "once for each change");
     }
 
     #[test]
     fn an_alarm_that_repeats_is_told_now_and_then() {
-        let device = DeviceAlarms::new("one".to_owned()).unwrap();
+        let events = EventQueue::new().unwrap();
+        let device = DeviceAlarms::new("one".to_owned(), events.sender()).unwrap();
         let start = Instant::now();
-        assert!(device.requested.raise(start));
-        assert!(!device.requested.raise(start + REPEAT_AFTER / 2));
-        assert!(device.requested.raise(start + REPEAT_AFTER));
-        assert!(device.failed.raise(start), "each kind by itself");
+        assert!(device.requested.is_due(start));
+        assert!(!device.requested.is_due(start + REPEAT_AFTER / 2));
+        assert!(device.requested.is_due(start + REPEAT_AFTER));
+        assert!(device.failed.is_due(start), "each kind by itself");
     }
 }

@@ -100,12 +100,8 @@ impl KernelFunction {
             Bus::Mdev if has_intx => Some(start_relay(&device, &host.name)?),
             Bus::Mdev | Bus::Pci => None,
         };
-        let alarms = DeviceAlarms::new(format!("{id} ({})", host.path.display()))
-            .and_then(|alarms| {
-                let alarms = Arc::new(alarms);
-                watch.add(&alarms)?;
-                Ok(alarms)
-            })
+        let alarms = watch
+            .listen_to(format!("{id} ({})", host.path.display()))
             .map_err(describe("listen to the alarms"))?;
         let function = Self {
             intx_relay,

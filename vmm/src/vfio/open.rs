@@ -9,6 +9,7 @@ use super::error::Error;
 use super::inspect::refuse_if_in_use;
 use super::iommu::{Iommu, Way};
 use super::sysfs::{HostDevice, Roots};
+use crate::events::EventSender;
 use crate::kvm::{VfioKvmDevice, Vm};
 use crate::memory::{Ram, SlotAllocator};
 
@@ -35,6 +36,8 @@ pub struct Placement {
     pub peer_to_peer: bool,
     /// Where sysfs and device nodes are.
     pub roots: Roots,
+    /// Who is told of [`MachineEvent::DeviceAlarm`](crate::events::MachineEvent::DeviceAlarm).
+    pub events: EventSender,
 }
 
 /// An open device, for as long as it lives.
@@ -88,6 +91,7 @@ impl HostDevices {
             iommufd,
             peer_to_peer,
             roots,
+            events,
         } = &self.placement;
         let mut opened = self.lock();
         opened
@@ -137,7 +141,7 @@ impl HostDevices {
                 refuse_if_in_use(roots, device)?;
             }
         }
-        let watch = Watch::start()
+        let watch = Watch::start(events.clone())
             .map(Arc::new)
             .map_err(|source| Error::Alarms { source })?;
         let functions = devices
