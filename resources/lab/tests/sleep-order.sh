@@ -1,4 +1,5 @@
 # about: what the kernel itself was asked on pause, snapshot, restore and resume comes in the order that invariants 1 to 6 want
+# kernel: debian iommufd
 # devices: mtty
 # timeout: 150
 . /lab/lib.sh
@@ -23,7 +24,7 @@ recorded() {
     done
     cp $trace/trace "$RUN/raw"
     sed -n -e 's/.*cmd: ae80,.*/run/p' \
-        -e 's/.*cmd: 3b71,.*/map-dma/p' -e 's/.*cmd: 3b6e,.*/set-irqs/p' -e 's/.*cmd: 3b6f,.*/reset/p' \
+        -e 's/.*cmd: 3b71,.*/map-dma/p' -e 's/.*cmd: 3b85,.*/map-dma/p' -e 's/.*cmd: 3b6e,.*/set-irqs/p' -e 's/.*cmd: 3b6f,.*/reset/p' \
         -e 's/.*cmd: c208ae62,.*/read-irqchip/p' -e 's/.*cmd: 8208ae63,.*/write-irqchip/p' \
         -e 's/.*cmd: 8400ae8e,.*/read-lapic/p' -e 's/.*cmd: 4400ae8f,.*/write-lapic/p' \
         -e 's/.*cmd: 8090ae81,.*/read-registers/p' -e 's/.*cmd: 4090ae82,.*/write-registers/p' \
