@@ -139,7 +139,7 @@ fn lacks(capabilities: &Capabilities) -> Vec<&'static str> {
         ),
         (
             capabilities.tsc_control,
-            "TSC frequency control: a VM wakes with the TSC frequency of the host it wakes on",
+            "TSC frequency control: a VM wakes only where the TSC has the frequency it fell asleep with",
         ),
         (
             capabilities.tsc_deadline_timer,
