@@ -1,6 +1,6 @@
 //! How a VMM ended, and what its end must look like when it refuses to start: soon, with one chain of reasons.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -121,12 +121,22 @@ pub fn refused_command(command: &mut Command) -> Exit {
 /// # Panics
 /// When it is still there after `timeout`.
 pub fn ended(command: &mut Command, timeout: Duration) -> Exit {
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary can be started");
+        .stderr(Stdio::piped());
+    let deadline = Instant::now() + timeout;
+    let mut child = loop {
+        match command.spawn() {
+            // A copy of the binary is open for writing in whatever another test forked at that moment, until its exec.
+            Err(error)
+                if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            started => break started.expect("the binary can be started"),
+        }
+    };
     let stderr = Capture::stream(child.stderr.take().expect("stderr is a pipe"));
     let exit = Exit::of(&mut child, &stderr, timeout);
     if exit.is_none() {

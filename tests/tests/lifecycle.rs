@@ -1,5 +1,8 @@
 //! How a VM ends or begins again: by its guest, by a fault, by a signal.
 
+use std::thread;
+use std::time::Duration;
+
 use dormouse_tests::vm::{SOON, wrap};
 use dormouse_tests::{Serial, Terminal, TestVm, VmConfig, kvm_guest};
 use rustix::process::Signal;
@@ -150,8 +153,11 @@ fn failures_restore_the_terminal() {
 #[test]
 fn signal_before_the_guest_starts_ends_the_vmm() {
     let Some(guest) = kvm_guest() else { return };
-    let mut vm = TestVm::start(&VmConfig::new(&guest.pvh, "spin"));
-    vm.signal(Signal::TERM);
-    // Before the handler is there the signal's own effect is an end as good.
-    vm.wait();
+    for moment in 0..40 {
+        let mut vm = TestVm::start(&VmConfig::new(&guest.pvh, "spin"));
+        thread::sleep(moment * Duration::from_micros(200));
+        vm.signal(Signal::TERM);
+        // Before the handler is there the signal's own effect is an end as good.
+        vm.wait();
+    }
 }

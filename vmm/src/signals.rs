@@ -53,7 +53,19 @@ impl Signals {
             }
             signal_hook::low_level::pipe::register(signal, handler_end.try_clone()?)?;
         }
-        Ok(Self { wake, last, events })
+        let signals = Self { wake, last, events };
+        // One that came before its handler could wake the loop has left its number.
+        if signals.last.load(Ordering::SeqCst) != 0 {
+            signals.report();
+        }
+        Ok(signals)
+    }
+
+    fn report(&self) {
+        let number = self.last.load(Ordering::SeqCst);
+        self.events.send(MachineEvent::Terminate(
+            i32::try_from(number).unwrap_or(SIGTERM),
+        ));
     }
 }
 
@@ -61,10 +73,7 @@ impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         let mut bytes = [0; 16];
         while matches!(self.wake.read(&mut bytes), Ok(1..)) {}
-        let number = self.last.load(Ordering::SeqCst);
-        self.events.send(MachineEvent::Terminate(
-            i32::try_from(number).unwrap_or(SIGTERM),
-        ));
+        self.report();
     }
 
     fn init(&mut self, ops: &mut EventOps) {
