@@ -1,15 +1,87 @@
 //! Progress bars of long actions, on standard error and only when that is a terminal.
+//!
+//! A line looks like `restore: memory:  45%|████▌     | 230M/512M [00:01<00:01, 221MB/s]`.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
 use dormouse_api::response::{Operation, Progress};
-use indicatif::{ProgressBar, ProgressStyle};
+use dormouse_vmm::memory::Observer;
+use kdam::{Bar, BarExt};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Erases the line that the cursor is in (ECMA-48: EL).
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+
+/// How many bytes of an action are dealt with; gone from the screen when dropped.
+pub struct ByteBar(Mutex<Bar>);
+
+impl ByteBar {
+    /// A bar that draws nothing yet, and never does where standard error is no terminal.
+    pub fn new(total: u64) -> Self {
+        let mut bar = Bar::new(count(total));
+        bar.unit = "B".to_owned();
+        bar.unit_scale = true;
+        bar.unit_divisor = 1024;
+        bar.mininterval = TICK.as_secs_f32();
+        bar.disable = !stderr().is_terminal();
+        Self(Mutex::new(bar))
+    }
+
+    /// Shows where `progress` is; nothing while no action is under way.
+    fn show(&self, progress: &Progress) {
+        let Some(operation) = progress.operation else {
+            return;
+        };
+        let operation = match operation {
+            Operation::Snapshot => "snapshot",
+            Operation::Restore => "restore",
+        };
+        let phase = progress.phase.as_deref().unwrap_or("begins");
+        self.change(|bar| {
+            bar.set_description(format!("{operation}: {phase}"));
+            bar.total = count(progress.bytes_total.max(progress.bytes_done));
+            count(progress.bytes_done)
+        });
+    }
+
+    /// Draws the bar at the count that `change` answers. The library takes no count beyond the total.
+    fn change(&self, change: impl FnOnce(&mut Bar) -> usize) {
+        let mut bar = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counter = change(&mut bar).min(bar.total);
+        // A terminal that went away is no reason to stop the action.
+        let _ = bar.update_to(counter);
+    }
+}
+
+impl Observer for ByteBar {
+    fn advance(&self, bytes: u64) {
+        self.change(|bar| bar.counter.saturating_add(count(bytes)));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for ByteBar {
+    fn drop(&mut self) {
+        let bar = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if bar.bar_length > 0 {
+            let _ = bar.writer.print(ERASE_LINE);
+        }
+    }
+}
+
+/// What the library counts in.
+fn count(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
 
 /// Does `work` and meanwhile draws what `ask` answers, which may be nothing.
 pub fn during<T>(ask: impl Fn() -> Option<Progress> + Send, work: impl FnOnce() -> T) -> T {
@@ -19,14 +91,13 @@ pub fn during<T>(ask: impl Fn() -> Option<Progress> + Send, work: impl FnOnce() 
     let (done, is_done) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let drawing = Builder::new().spawn_scoped(scope, move || {
-            let bar = ProgressBar::new(0).with_style(style());
+            let bar = ByteBar::new(0);
             // Nothing is ever sent: the channel closes when the work is done.
             while is_done.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 if let Some(progress) = ask() {
-                    draw(&bar, &progress);
+                    bar.show(&progress);
                 }
             }
-            bar.finish_and_clear();
         });
         if let Err(error) = drawing {
             tracing::debug!("no thread for a progress bar: {error}");
@@ -35,23 +106,4 @@ pub fn during<T>(ask: impl Fn() -> Option<Progress> + Send, work: impl FnOnce() 
         drop(done);
         result
     })
-}
-
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{msg:24} {bar:32} {bytes:>10} of {total_bytes} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-fn draw(bar: &ProgressBar, progress: &Progress) {
-    let Some(operation) = progress.operation else {
-        return;
-    };
-    let operation = match operation {
-        Operation::Snapshot => "snapshot",
-        Operation::Restore => "restore",
-    };
-    let phase = progress.phase.as_deref().unwrap_or("begins");
-    bar.set_message(format!("{operation}: {phase}"));
-    bar.set_length(progress.bytes_total.max(progress.bytes_done));
-    bar.set_position(progress.bytes_done);
 }

@@ -15,13 +15,12 @@ use std::process::ExitCode;
 
 use dormouse_api::config::VmConfig;
 use dormouse_api::response::Timeline;
-use dormouse_vmm::memory::Observer;
 use dormouse_vmm::snapshot::Snapshot;
 use dormouse_vmm::snapshot::format::{FORMAT_VERSION, MemoryRegion, STREAM_KIND, Section};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{InspectArguments, SnapshotCommand};
+use crate::progress_bar::ByteBar;
 use figures::{bytes, date};
 
 /// A picture that could not be saved.
@@ -71,10 +70,7 @@ fn verify(dir: &Path) -> Result<ExitCode, Box<dyn Error>> {
         .iter()
         .map(|region| region.length)
         .sum();
-    let bar = Bar::new(sections.saturating_add(ram));
-    let outcome = snapshot.verify_all(&bar);
-    bar.0.finish_and_clear();
-    outcome?;
+    snapshot.verify_all(&ByteBar::new(sections.saturating_add(ram)))?;
     print(&format!(
         "{}: intact: {} sections, {} of state, {} of RAM in use\n",
         dir.display(),
@@ -87,28 +83,6 @@ fn verify(dir: &Path) -> Result<ExitCode, Box<dyn Error>> {
 
 fn print(text: &str) -> io::Result<()> {
     io::stdout().lock().write_all(text.as_bytes())
-}
-
-/// A bar on the terminal; nothing where there is none.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new(total: u64) -> Self {
-        let style =
-            ProgressStyle::with_template("{bar:40} {binary_bytes}/{binary_total_bytes} {eta}");
-        let bar = ProgressBar::new(total);
-        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
-    }
-}
-
-impl Observer for Bar {
-    fn advance(&self, bytes: u64) {
-        self.0.inc(bytes);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        false
-    }
 }
 
 /// What `--json` prints.

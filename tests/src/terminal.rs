@@ -8,10 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::capture::Capture;
 use crate::vm::wrap;
+
+/// That of a new window in most terminal programs.
+const SIZE: Winsize = Winsize {
+    ws_row: 24,
+    ws_col: 80,
+    ws_xpixel: 0,
+    ws_ypixel: 0,
+};
 
 /// Where a shell runs the VMM that it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +63,7 @@ impl Terminal {
             .write(true)
             .open(std::ffi::OsStr::from_bytes(name.as_bytes()))
             .expect("the slave of a pty can be opened");
+        tcsetwinsize(&slave, SIZE).expect("a pty has a size");
         Self {
             master: File::from(master),
             slave,
@@ -68,6 +77,15 @@ impl Terminal {
     pub fn attach(&self, command: &mut Command) {
         let clone = || OwnedFd::from(self.slave.try_clone().expect("a descriptor is free"));
         command.stdin(clone()).stdout(clone());
+    }
+
+    /// Makes the slave standard input, output and error of `command`.
+    ///
+    /// # Panics
+    /// When no file descriptor is free.
+    pub fn attach_all(&self, command: &mut Command) {
+        self.attach(command);
+        command.stderr(self.slave.try_clone().expect("a descriptor is free"));
     }
 
     /// Makes the slave the controlling terminal of a shell with job control, which runs `command`.
