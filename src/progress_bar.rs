@@ -3,6 +3,7 @@
 //! A line looks like `restore: memory:  45%|████▌     | 230M/512M [00:01<00:01, 221MB/s]`.
 
 use std::io::{IsTerminal, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Builder;
@@ -17,6 +18,18 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Erases the line that the cursor is in (ECMA-48: EL).
 const ERASE_LINE: &[u8] = b"\r\x1b[K";
+
+/// Whether the cursor may be behind a bar.
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// What has to be written before a line of text, so that it takes the place of the bar; the bar comes back below it.
+pub fn before_line() -> &'static [u8] {
+    if SHOWN.load(Ordering::Relaxed) {
+        ERASE_LINE
+    } else {
+        b""
+    }
+}
 
 /// How many bytes of an action are dealt with; gone from the screen when dropped.
 pub struct ByteBar(Mutex<Bar>);
@@ -54,6 +67,8 @@ impl ByteBar {
     fn change(&self, change: impl FnOnce(&mut Bar) -> usize) {
         let mut bar = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let counter = change(&mut bar).min(bar.total);
+        // First, so that no line of the log comes between; one too many is erased without harm.
+        SHOWN.fetch_or(!bar.disable, Ordering::Relaxed);
         // A terminal that went away is no reason to stop the action.
         let _ = bar.update_to(counter);
     }
@@ -72,7 +87,7 @@ impl Observer for ByteBar {
 impl Drop for ByteBar {
     fn drop(&mut self) {
         let bar = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if bar.bar_length > 0 {
+        if SHOWN.swap(false, Ordering::Relaxed) {
             let _ = bar.writer.print(ERASE_LINE);
         }
     }

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::cli::LogLevel;
 use crate::log_writer::LogWriter;
+use crate::progress_bar;
 
 /// How long the end of the process waits for a slow reader of its last lines.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
@@ -25,7 +26,10 @@ struct Line;
 
 impl io::Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        writer().line(bytes);
+        match progress_bar::before_line() {
+            b"" => writer().line(bytes),
+            erase => writer().line(&[erase, bytes].concat()),
+        }
         Ok(bytes.len())
     }
 

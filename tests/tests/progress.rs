@@ -4,7 +4,7 @@ use std::process::Command;
 
 use dormouse_tests::binary::dormouse;
 use dormouse_tests::vm::SOON;
-use dormouse_tests::{Snapshot, Terminal, TestVm, VmConfig, kvm_guest};
+use dormouse_tests::{Serial, Snapshot, Terminal, TestVm, VmConfig, kvm_guest};
 
 const ERASE_LINE: &str = "\x1b[K";
 
@@ -37,4 +37,41 @@ fn verify_draws_a_bar_on_a_terminal_and_erases_it() {
     assert!(result.contains(": intact: "), "{result}");
 
     assert_eq!(snapshot.verify().stderr, "", "no bar where no terminal is");
+}
+
+/// A restore that takes its time, so that there is a bar while the log is written.
+#[test]
+fn log_takes_the_place_of_a_bar() {
+    let Some(guest) = kvm_guest() else { return };
+    let config = VmConfig::new(&guest.pvh, "ask")
+        .memory(1 << 30)
+        .serial(Serial::Null);
+    let vm = TestVm::start(&config.with_api());
+    vm.api().wait_for_state("Running");
+    let snapshot = Snapshot::take(&vm);
+    drop(vm);
+
+    let terminal = Terminal::new();
+    let mut command = Command::new(dormouse());
+    command
+        .args(["restore", "--resume", "--prefault", "--snapshot"])
+        .arg(snapshot.path());
+    terminal.attach_all(&mut command);
+    let screen = terminal.capture();
+    let mut waking = command.spawn().expect("the binary can be started");
+    let text = screen.wait_for(SOON, |text| {
+        text.contains("done operation=Restore")
+            .then(|| text.to_owned())
+    });
+    let _ = waking.kill();
+    let _ = waking.wait();
+    let text = text.unwrap_or_else(|text| panic!("no end of the restore: {text}"));
+
+    assert!(text.contains("phase=\"load memory\""), "{text}");
+    for line in text.lines().filter(|line| line.contains(" INFO ")) {
+        let shown = line
+            .rsplit_once(ERASE_LINE)
+            .map_or(line, |(_, shown)| shown);
+        assert!(shown.starts_with(" INFO "), "{line:?}");
+    }
 }
